@@ -1,0 +1,136 @@
+"""Config dataclasses → flags and --help. The only file that knows the flag library."""
+
+import ast
+import dataclasses
+import inspect
+import os
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from inpaint_dist.errors import EXIT_FAILURE, EXIT_USAGE, UserError
+
+Config = TypeVar("Config")
+
+
+def parse(
+    default: Config | type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    positional: Sequence[str] = (),
+    sections: Sequence[str] = (),
+) -> Config:
+    """Read a config dataclass from command-line flags.
+
+    Args:
+        default: the dataclass, or an instance of it whose values are the flags' defaults.
+        argv: the words after the program's name.
+        prog: how the program is called, for --help.
+        description: what it does, for --help.
+        positional: fields given by place instead of by flag.
+        sections: nested configs whose name may be left out: with `data` among them, `--batch-size` and
+            `--data.batch-size` are the same flag.
+
+    Raises:
+        SystemExit: after --help (0), or with a message on flags that are wrong (2).
+    """
+    is_type = isinstance(default, type)
+    root = default if is_type else type(default)
+    prefixes = tuple(f"--{name}." for name in sections)
+    words = [_without_section(word, prefixes) for word in argv]
+    try:
+        return tyro.cli(
+            tyro.conf.AvoidSubcommands[root],  # pyright: ignore[reportArgumentType]
+            **({} if is_type else {"default": default}),
+            args=words,
+            prog=prog,
+            description=description,
+            registry=_registry(root, frozenset(positional), frozenset(sections)),
+        )
+    except UserError as error:  # a config's __post_init__ refused the values
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(EXIT_USAGE) from None
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a verb's `main`; turn the user's errors into one message and an exit code.
+
+    A traceback is printed only for our own bugs, or where `--debug` is among the flags.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return main([word for word in words if word != "--debug"]) or 0
+    except UserError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output went away, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+
+
+def _without_section(word: str, prefixes: tuple[str, ...]) -> str:
+    for prefix in prefixes:
+        if word.startswith(prefix):
+            return f"--{word[len(prefix) :]}"
+    return word
+
+
+def _registry(root: type, positional: frozenset[str], sections: frozenset[str]) -> ConstructorRegistry:
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:  # pyright: ignore[reportUnusedFunction]
+        if not dataclasses.is_dataclass(info.type):
+            return None
+        owner = typing.cast("type[Any]", info.type)
+        hints, docs = typing.get_type_hints(owner, include_extras=True), field_docs(owner)
+        fields: list[StructFieldSpec] = []
+        for field in dataclasses.fields(owner):
+            hint = hints[field.name]
+            if owner is root and field.name in sections:
+                hint = Annotated[hint, tyro.conf.arg(name="")]
+            elif owner is root and field.name in positional:
+                hint = tyro.conf.Positional[hint]
+            fields.append(StructFieldSpec(field.name, hint, _default(field, info.default), docs.get(field.name)))
+        return StructConstructorSpec(instantiate=owner, fields=tuple(fields))
+
+    return registry
+
+
+def _default(field: "dataclasses.Field[Any]", parent: Any) -> Any:
+    if hasattr(parent, field.name):
+        return getattr(parent, field.name)
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return tyro.MISSING
+
+
+@cache
+def field_docs(owner: type) -> dict[str, str]:
+    """The docstring below each attribute of a dataclass, its bases included: field name → text."""
+    docs: dict[str, str] = {}
+    for cls in reversed(owner.__mro__[:-1]):
+        body = typing.cast("ast.ClassDef", ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
+        for statement, below in zip(body, body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(below.value.value.split())
+    return docs

@@ -1,0 +1,20 @@
+"""The one kind of error that is the user's to mend, and what a process says with its exit code."""
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+
+class UserError(ValueError):
+    """What was asked for cannot be done as asked.
+
+    The message is one or two lines: it names the file or flag, says what is wrong and what cures it. Verbs and tools
+    print it without a traceback and end with `exit_code`.
+    """
+
+    exit_code = EXIT_FAILURE
+
+
+class UsageError(UserError):
+    """Flags that contradict each other or this machine: the run never started."""
+
+    exit_code = EXIT_USAGE
