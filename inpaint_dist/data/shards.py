@@ -1,0 +1,332 @@
+"""Reading shards: the index of a folder of tars, and the bytes of any member of any sample.
+
+A folder of shards holds plain webdataset tars (`train-000000.tar`, `val-000000.tar`, …) and `index.json`, which knows
+where every member lies and its checksum; shards/README.md describes both. The index is the truth: a tar that was cut
+short or changed is found by it, while a reader of the tar alone would end early without a word.
+"""
+
+import json
+import os
+import re
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from inpaint_dist.data.packed_masks import decode_packed_mask, encode_mask
+from inpaint_dist.data.tar import ShardError
+from inpaint_dist.errors import UserError
+
+__all__ = [
+    "FORMAT",
+    "INDEX_NAME",
+    "PHOTO_EXTENSION",
+    "SPLITS",
+    "Member",
+    "ShardError",
+    "ShardIndex",
+    "ShardInfo",
+    "ShardReader",
+    "decode_packed_mask",
+    "encode_mask",
+    "mask_extension",
+    "shard_name",
+]
+
+FORMAT = 1
+"""The version of the format that is written, and the newest that is read."""
+
+INDEX_NAME = "index.json"
+SPLITS = ("train", "val")
+PHOTO_EXTENSION = "jpg"
+SHARD_NAME = re.compile(r"(train|val)-\d{6,}\.tar")
+KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+_OPEN_FILES = 256  # a process may hold 1,024 by default, and a set of a million samples has a thousand shards
+_MAKE = "make them with tools/make_shards.py, or name another folder by --shards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar as the index knows it."""
+
+    name: str
+    """File name within the folder."""
+    samples: int
+    """How many samples it holds."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Hash of the whole file, hex."""
+
+
+class Columns(NamedTuple):
+    """One kind of member over all samples: where its data lies in its shard; offset 0 = the sample has none."""
+
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    crc32: npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """Where one member of one sample lies."""
+
+    shard: int
+    """Number of the shard in `ShardIndex.shards`."""
+    offset: int
+    """Byte of the shard at which the data begins."""
+    size: int
+    """Bytes of data."""
+    crc32: int
+    """Checksum of the data, as `zlib.crc32`."""
+
+
+def mask_extension(k: int) -> str:
+    """The extension of a sample's k-th mask: `mask.png`, `mask-1.png`, `mask-2.png`, …"""
+    return f"mask-{k}.png" if k else "mask.png"
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a shard: `train-000000.tar`."""
+    return f"{split}-{number:06d}.tar"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardIndex:
+    """All samples of one split: their keys, and where their members lie. Light for millions: columns, not objects."""
+
+    folder: Path
+    """Where the shards are."""
+    split: str
+    """`train` or `val`."""
+    size: int
+    """Pixels of a side of photos and masks."""
+    shards: tuple[ShardInfo, ...]
+    """The tars of this split, in order."""
+    keys: list[str]
+    """The samples' keys, shard by shard in the order of the tars."""
+    shard_of: npt.NDArray[np.int32] = field(repr=False)
+    """The number of each sample's shard."""
+    columns: Mapping[str, Columns] = field(repr=False)
+    """Extension → where that member lies, by sample."""
+    settings: Mapping[str, Any] = field(repr=False)
+    """What shaped the shards: the settings of the tool, and a digest of its inputs."""
+
+    @classmethod
+    def load(cls, folder: Path, split: str) -> "ShardIndex":
+        """Read the index of a folder; a split without samples gives an index of length 0.
+
+        Raises:
+            UserError: the folder or its index is missing, damaged, or of a newer format.
+        """
+        head, records = _read_index(Path(folder), split)
+        path = Path(folder) / INDEX_NAME
+        try:
+            index = _assemble(cls, Path(folder), split, head, records)
+            expected = head["splits"][split]["samples"]
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise ShardError(f"{path} is damaged ({error}): make the shards again with tools/make_shards.py") from None
+        if len(index) != expected:
+            raise ShardError(f"{path} is damaged: it lists {len(index)} {split} samples of {expected}")
+        return index
+
+    def __len__(self) -> int:
+        """How many samples the split holds."""
+        return len(self.keys)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 over the shards' names and hashes: equal exactly where the split's bytes are."""
+        return sha256("".join(f"{shard.name} {shard.sha256}\n" for shard in self.shards).encode()).hexdigest()
+
+    def extension(self, i: int) -> str:  # noqa: ARG002 - photos of other extensions would be told apart here
+        """The extension of sample i's photo."""
+        return PHOTO_EXTENSION
+
+    def mask_count(self, i: int) -> int:
+        """How many masks sample i has."""
+        count = 0
+        while (column := self.columns.get(mask_extension(count))) is not None and column.offset[i] > 0:
+            count += 1
+        return count
+
+    def member(self, i: int, extension: str) -> Member:
+        """Where a member of sample i lies.
+
+        Raises:
+            ShardError: the sample has no such member.
+        """
+        column = self.columns.get(extension)
+        if column is None or column.offset[i] <= 0:
+            raise ShardError(f"{self.folder / self.shards[self.shard_of[i]].name}: {self.keys[i]} has no {extension}")
+        return Member(
+            shard=int(self.shard_of[i]),
+            offset=int(column.offset[i]),
+            size=int(column.size[i]),
+            crc32=int(column.crc32[i]),
+        )
+
+
+class ShardReader:
+    """The bytes of any member, checked against its checksum. Safe to share among threads, to pickle and to fork."""
+
+    def __init__(self, index: ShardIndex):
+        self.index = index
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    def read(self, i: int, extension: str) -> bytes:
+        """The bytes of one member of sample i.
+
+        Raises:
+            ShardError: the shard is missing, of another size than the index says, unreadable, or its bytes changed.
+        """
+        member = self.index.member(i, extension)
+        shard = self._shard(member.shard)
+        name = f"{self.index.folder / self.index.shards[member.shard].name}: {self.index.keys[i]}.{extension}"
+        try:
+            data = os.pread(shard.descriptor, member.size, member.offset)
+        except OSError as error:
+            raise ShardError(f"{name} cannot be read ({error.strerror})") from None
+        if len(data) != member.size or zlib.crc32(data) != member.crc32:
+            raise ShardError(f"{name} is damaged (its checksum does not fit); tools/check_shards.py lists all faults")
+        return data
+
+    def close(self) -> None:
+        """Let go of the files; a later read opens them again."""
+        with self._lock:
+            self._open.clear()
+
+    def __enter__(self) -> "ShardReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> ShardIndex:
+        return self.index
+
+    def __setstate__(self, index: ShardIndex) -> None:
+        self.__init__(index)
+
+    def _shard(self, number: int) -> "_OpenShard":
+        with self._lock:
+            shard = self._open.get(number)
+            if shard is None:
+                shard = self._open[number] = _OpenShard(self.index.folder, self.index.shards[number])
+                if len(self._open) > _OPEN_FILES:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(number)
+            return shard
+
+
+class _OpenShard:
+    """An open tar. It closes with its last user: a thread may still read while the reader already lets go of it."""
+
+    def __init__(self, folder: Path, info: ShardInfo):
+        self.descriptor = -1
+        path = folder / info.name
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise ShardError(f"{path} cannot be opened ({error.strerror}), but the index lists it") from None
+        size = os.fstat(self.descriptor).st_size
+        if size != info.bytes:
+            raise ShardError(f"{path} has {size} bytes, the index says {info.bytes}: it was cut short or changed")
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def _read_index(folder: Path, split: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """The index without its shards, and the records of the split's shards, one at a time.
+
+    The index has a line for each shard: parsed one by one, a million samples never stand in memory as Python objects,
+    and those of another split are not parsed at all.
+    """
+    if split not in SPLITS:
+        raise UserError(f"a split is {' or '.join(SPLITS)}, not {split!r}")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of shards; {_MAKE}")
+    path = folder / INDEX_NAME
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except FileNotFoundError:
+        unfinished = any(folder.glob("*.tar"))
+        why = "its making did not finish: run the same make_shards command again" if unfinished else _MAKE
+        raise UserError(f"{folder} has no {INDEX_NAME}; {why}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShardError(f"{path} cannot be read ({error})") from None
+    try:
+        head = json.loads("\n".join(line for line in lines if not line.startswith('{"name"')))
+        version = int(head["format"])
+    except (ValueError, KeyError, TypeError):
+        raise ShardError(f"{path} is damaged: make the shards again with tools/make_shards.py") from None
+    if version > FORMAT:
+        raise UserError(f"{path} is of format {version}, and this version reads up to {FORMAT}: update inpaint_dist")
+    start = f'{{"name":"{split}-'
+    by_line = (json.loads(line.removesuffix(",")) for line in lines if line.startswith(start))
+    if head.get("shards"):  # somebody laid the file out anew
+        return head, (record for record in head["shards"] if str(record["name"]).startswith(f"{split}-"))
+    return head, by_line
+
+
+def _assemble(
+    cls: type[ShardIndex], folder: Path, split: str, head: dict[str, Any], records: Iterator[dict[str, Any]]
+) -> ShardIndex:
+    """Columns from the records of the shards; raises what makes no sense as KeyError, TypeError or ValueError."""
+    shards: list[ShardInfo] = []
+    keys: list[str] = []
+    parts: dict[str, list[Columns]] = {}
+    for record in records:
+        info = ShardInfo(**{name: record[name] for name in ("name", "samples", "bytes", "sha256")})
+        if not SHARD_NAME.fullmatch(info.name) or info.samples != len(record["keys"]):
+            raise ValueError(f"the record of {info.name!r} makes no sense")
+        if bad := next((key for key in record["keys"] if not KEY.fullmatch(key)), None):
+            raise ValueError(f"{info.name}: {bad!r} is no key")
+        missing_before = len(keys)
+        for extension in {**parts, **record["members"]}:
+            columns = _columns(record["members"].get(extension), info)
+            parts.setdefault(extension, [_absent(missing_before)] if missing_before else []).append(columns)
+        shards.append(info)
+        keys += record["keys"]
+    if len(set(keys)) != len(keys):
+        raise ValueError("two samples have the same key")
+    samples_of = [shard.samples for shard in shards]
+    return cls(
+        folder=folder,
+        split=split,
+        size=int(head["size"]),
+        shards=tuple(shards),
+        keys=keys,
+        shard_of=np.repeat(np.arange(len(shards), dtype=np.int32), samples_of),
+        columns={name: Columns(*map(np.concatenate, zip(*part, strict=True))) for name, part in parts.items()},
+        settings=head["settings"],
+    )
+
+
+def _columns(member: dict[str, list[int]] | None, info: ShardInfo) -> Columns:
+    if member is None:
+        return _absent(info.samples)
+    columns = Columns(
+        np.array(member["offset"], np.int64), np.array(member["size"], np.int64), np.array(member["crc32"], np.uint32)
+    )
+    if any(column.shape != (info.samples,) for column in columns):
+        raise ValueError(f"{info.name}: its columns do not hold one number a sample")
+    if min(columns.offset.min(), columns.size.min()) < 0 or (columns.offset + columns.size).max() > info.bytes:
+        raise ValueError(f"{info.name}: a member lies outside the file")
+    return columns
+
+
+def _absent(samples: int) -> Columns:
+    return Columns(np.zeros(samples, np.int64), np.zeros(samples, np.int64), np.zeros(samples, np.uint32))
