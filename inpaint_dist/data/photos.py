@@ -36,8 +36,11 @@ class PhotoError(UserError):
     """One photo or mask that cannot be used; `reason` says why without the file's name."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason}")
+        super().__init__(name, reason)  # both, so that it survives the way from one process to another
         self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
 
 def decode_photo(data: bytes, name: str, *, at_least: int = 0) -> Pixels:

@@ -1,0 +1,201 @@
+"""The processes that make shards: each writes whole tars of its own and sends back their records, never a pixel."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inpaint_dist.data.opencv import cv2
+from inpaint_dist.data.photo_sources import Source
+from inpaint_dist.data.photos import PhotoError
+from inpaint_dist.data.samples import Item, SampleMaker, SampleSettings
+from inpaint_dist.data.shard_writer import ShardWriter
+from inpaint_dist.errors import UserError
+
+_POLL_SECONDS = 0.2
+
+
+class Job(NamedTuple):
+    """One shard to make."""
+
+    path: Path
+    items: list[Item]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """What came of one shard."""
+
+    name: str
+    """The shard's file name."""
+    record: dict[str, Any] | None
+    """Its line in the index; None where no photo of it could be used, and no file was written."""
+    rejected: list[tuple[str, str]]
+    """Photos left out, and why, in the shard's order."""
+    bad_masks: dict[str, str]
+    """Masks of the pool that could not be used, and why."""
+    hashes: list[str]
+    """The sha256 of each photo's file, hex."""
+    copied: int
+    """Photos whose bytes were copied."""
+    enlarged: int
+    """Photos smaller than the size."""
+
+
+class _Empty(Exception):
+    """No sample went into the shard."""
+
+
+class _Stopped(Exception):
+    """The parent wants this shard no more."""
+
+
+def make_shard(job: Job, maker: SampleMaker, on_photo: Callable[[], None]) -> JobResult:
+    """Make one shard; what `on_photo` raises after any photo leaves nothing behind.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    rejected: list[tuple[str, str]] = []
+    hashes: list[str] = []
+    copied = enlarged = 0
+    bad_before = set(maker.bad_masks)
+    try:
+        with ShardWriter(job.path) as writer:
+            for item in job.items:
+                try:
+                    sample = maker.make(item)
+                except PhotoError as error:
+                    rejected.append((item.source.name, _reason(error, item)))
+                else:
+                    writer.add(item.key, sample.members)
+                    hashes.append(sample.sha256)
+                    copied, enlarged = copied + sample.copied, enlarged + sample.enlarged
+                on_photo()
+            if not len(writer):
+                raise _Empty
+        record = writer.record
+    except _Empty:
+        record = None
+    except OSError as error:
+        raise UserError(f"{job.path} cannot be written ({error.strerror}); the same command goes on") from None
+    bad_masks = {name: reason for name, reason in maker.bad_masks.items() if name not in bad_before}
+    return JobResult(
+        name=job.path.name,
+        record=record,
+        rejected=rejected,
+        bad_masks=bad_masks,
+        hashes=hashes,
+        copied=copied,
+        enlarged=enlarged,
+    )
+
+
+def _reason(error: PhotoError, item: Item) -> str:
+    return error.reason if error.name == item.source.name else str(error)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    settings: SampleSettings,
+    masks: Sequence[Source],
+    workers: int,
+    on_photos: Callable[[int], None],
+) -> Iterator[JobResult]:
+    """Make shards, in this process or in several; yields each as it is done.
+
+    Args:
+        jobs: the shards.
+        settings: what shapes a sample.
+        masks: all masks; the jobs' items name them by number.
+        workers: processes.
+        on_photos: told now and then how many photos are done.
+    """
+    if min(workers, len(jobs)) <= 1:
+        yield from _run_here(jobs, settings, masks, on_photos)
+    else:
+        yield from _run_in_processes(jobs, settings, masks, min(workers, len(jobs)), on_photos)
+
+
+def _run_here(
+    jobs: Sequence[Job], settings: SampleSettings, masks: Sequence[Source], on_photos: Callable[[int], None]
+) -> Iterator[JobResult]:
+    maker, done = SampleMaker(settings, masks), 0
+
+    def on_photo() -> None:
+        nonlocal done
+        done += 1
+        on_photos(done)
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # one core is what one worker is
+    try:
+        for job in jobs:
+            yield make_shard(job, maker, on_photo)
+    finally:
+        cv2.setNumThreads(threads)
+        maker.close()
+
+
+def _run_in_processes(
+    jobs: Sequence[Job],
+    settings: SampleSettings,
+    masks: Sequence[Source],
+    workers: int,
+    on_photos: Callable[[int], None],
+) -> Iterator[JobResult]:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
+    counter, stop = context.Value("Q", 0), context.Event()
+    arguments = (settings, masks, counter, stop)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
+        try:
+            waiting = {pool.submit(_make_in_worker, job) for job in jobs}
+            while waiting:
+                done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                on_photos(counter.value)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died (out of memory?); the same command goes on, perhaps with fewer --workers"
+            ) from None
+        finally:  # an error, Ctrl-C, or the caller stopped asking: the others end at their next photo
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[SampleMaker, Callable[[], None]] | None = None  # set once in each worker process
+
+
+def _start_worker(settings: SampleSettings, masks: Sequence[Source], counter: Any, stop: Any) -> None:
+    global _worker  # how a process pool keeps state between jobs
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+
+    def on_photo() -> None:
+        with counter.get_lock():
+            counter.value += 1
+        if stop.is_set():
+            raise _Stopped
+
+    _worker = SampleMaker(settings, masks), on_photo
+
+
+def _make_in_worker(job: Job) -> JobResult:
+    assert _worker is not None
+    return make_shard(job, *_worker)
+
+
+def _end_with_parent() -> None:
+    """A pool's processes outlive a parent that was killed, and would go on writing beside its successor's."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
