@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -301,7 +301,8 @@ def _assemble(
         shards.append(info)
         keys += record["keys"]
     if len(set(keys)) != len(keys):
-        raise ValueError("two samples have the same key")
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
+        raise ValueError(f"two samples have the key {twice}")
     samples_of = [shard.samples for shard in shards]
     return cls(
         folder=folder,
