@@ -1,0 +1,81 @@
+"""The line that a run prints at every report."""
+
+import math
+from collections.abc import Mapping
+
+SHORT = {"adversarial": "adv", "reconstruction": "rec", "perceptual": "perc", "feature_matching": "fm"}
+"""Terms that every reader knows, in the order in which they are printed; others follow under their own names."""
+
+
+def log_line(step: int, total_steps: int, values: Mapping[str, float | int]) -> str:
+    """Say in one line how the run does.
+
+    Args:
+        step: steps done, of `total_steps`.
+        total_steps: the run's length.
+        values: what is known at this step; what is absent is left out of the line. `g/loss` and `d/loss` with their
+            terms `g/NAME` and `d/NAME`; `d/real` and `d/fake`, the discriminator's mean scores; `grad/NAME`, norms of
+            the terms' gradients at the generator's output; `images_per_second`; `data_wait`, a share in 0..1;
+            `memory_gib`; `eta_seconds`; `val/NAME`, metrics on the validation split.
+    """
+    share = f" {100 * step / total_steps:.1f}%" if total_steps > 0 else ""
+    losses = " ".join(part for part in (_loss("G", "g/", values), _loss("D", "d/", values)) if part)
+    scores = " ".join(f"{name} {_number(values[f'd/{name}'], 2)}" for name in ("real", "fake") if f"d/{name}" in values)
+    parts = [
+        f"step {step}/{total_steps}{share}",
+        losses,
+        scores,
+        _named("grad", _terms("grad/", values), 2),
+        _named("val", _terms("val/", values), 3),
+        f"{_number(values['images_per_second'], 2)} img/s" if "images_per_second" in values else "",
+        f"data {values['data_wait']:.0%}" if "data_wait" in values else "",
+        f"mem {values['memory_gib']:.1f}G" if "memory_gib" in values else "",
+        f"eta {duration(values['eta_seconds'])}" if "eta_seconds" in values else "",
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+def duration(seconds: float | int) -> str:
+    """A time in its two largest units: 45s, 3m20s, 1h24m, 2d03h."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = max(0, round(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def _loss(letter: str, prefix: str, values: Mapping[str, float | int]) -> str:
+    if f"{prefix}loss" not in values:
+        return ""
+    terms = _terms(prefix, values, without=("loss", "real", "fake"))
+    inside = " ".join(f"{name} {_number(value, 2)}" for name, value in terms.items())
+    return f"{letter} {_number(values[f'{prefix}loss'], 3)}" + (f" ({inside})" if inside else "")
+
+
+def _terms(prefix: str, values: Mapping[str, float | int], without: tuple[str, ...] = ()) -> dict[str, float | int]:
+    """The values under a prefix by their short names: the known ones first, in the order of `SHORT`."""
+    names = [key.removeprefix(prefix) for key in values if key.startswith(prefix)]
+    known = [name for name in SHORT if name in names]
+    return {
+        SHORT.get(name, name): values[prefix + name]
+        for name in known + [name for name in names if name not in SHORT]
+        if name not in without
+    }
+
+
+def _named(title: str, terms: Mapping[str, float | int], digits: int) -> str:
+    return " ".join([title, *(f"{name} {_number(value, digits)}" for name, value in terms.items())]) if terms else ""
+
+
+def _number(value: float | int, digits: int) -> str:
+    """A number with that many significant digits: plain from 0.0001 to 999999, else with an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    exponent = math.floor(math.log10(abs(value)))
+    if not -4 <= exponent <= 5:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"

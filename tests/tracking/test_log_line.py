@@ -1,0 +1,57 @@
+import math
+
+import pytest
+
+from inpaint_dist.tracking.log_line import duration, log_line
+
+EVERYTHING = {
+    "g/loss": 0.4123,
+    "g/reconstruction": 0.2001,
+    "g/adversarial": 0.2122,
+    "d/loss": 0.23812,
+    "d/real": 0.711,
+    "d/fake": 0.299,
+    "images_per_second": 412.4,
+    "data_wait": 0.021,
+    "memory_gib": 7.13,
+    "eta_seconds": 5040.0,
+}
+
+
+def test_the_line_of_a_full_report_is_the_documented_one():
+    assert log_line(1200, 35000, EVERYTHING) == (
+        "step 1200/35000 3.4% | G 0.412 (adv 0.21 rec 0.20) D 0.238 | real 0.71 fake 0.30 | 412 img/s | data 2% "
+        "| mem 7.1G | eta 1h24m"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({}, "step 5/10 50.0%"),
+        ({"g/loss": 1}, "step 5/10 50.0% | G 1.00"),
+        ({"d/loss": 0.5, "d/r1": 0.01}, "step 5/10 50.0% | D 0.500 (r1 0.010)"),
+        ({"d/fake": 0.5}, "step 5/10 50.0% | fake 0.50"),
+        ({"g/loss": math.nan, "g/adversarial": math.inf}, "step 5/10 50.0% | G nan (adv inf)"),
+        (
+            {"g/loss": 123456.7, "g/hue": 2, "g/perceptual": 0.5, "g/reconstruction": 123400.0},
+            "step 5/10 50.0% | G 123457 (rec 123400 perc 0.50 hue 2.0)",
+        ),
+        (
+            {"grad/reconstruction": 21.7, "grad/adversarial": 0.000031},
+            "step 5/10 50.0% | grad adv 3.1e-05 rec 22",
+        ),
+        ({"val/psnr": 26.512, "val/l1": 0.01234}, "step 5/10 50.0% | val psnr 26.5 l1 0.0123"),
+        ({"images_per_second": 3.21, "data_wait": 0.0}, "step 5/10 50.0% | 3.2 img/s | data 0%"),
+    ],
+)
+def test_what_is_absent_is_left_out_and_what_is_there_is_said(values, line):
+    assert log_line(5, 10, values) == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (44.6, "45s"), (59.7, "1m00s"), (200, "3m20s"), (5040, "1h24m"), (183600, "2d03h"), (math.inf, "?")],
+)
+def test_a_duration_is_told_in_its_two_largest_units(seconds, text):
+    assert duration(seconds) == text
