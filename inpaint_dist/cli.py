@@ -6,10 +6,10 @@ import inspect
 import os
 import sys
 import textwrap
-import typing
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -27,6 +27,7 @@ def parse(
     description: str,
     positional: Sequence[str] = (),
     sections: Sequence[str] = (),
+    fixed: Sequence[str] = (),
 ) -> Config:
     """Read a config dataclass from command-line flags.
 
@@ -38,22 +39,24 @@ def parse(
         positional: fields given by place instead of by flag.
         sections: nested configs whose name may be left out: with `data` among them, `--batch-size` and
             `--data.batch-size` are the same flag.
+        fixed: fields that are no flags and keep their default.
 
     Raises:
         SystemExit: after --help (0), or with a message on flags that are wrong (2).
     """
     is_type = isinstance(default, type)
-    root = default if is_type else type(default)
+    root = cast("type[Config]", default if is_type else type(default))
     prefixes = tuple(f"--{name}." for name in sections)
     words = [_without_section(word, prefixes) for word in argv]
     try:
         return tyro.cli(
-            tyro.conf.AvoidSubcommands[root],  # pyright: ignore[reportArgumentType]
-            **({} if is_type else {"default": default}),
+            root,
+            default=tyro.MISSING if is_type else default,
             args=words,
+            config=(tyro.conf.AvoidSubcommands,),
             prog=prog,
             description=description,
-            registry=_registry(root, frozenset(positional), frozenset(sections)),
+            registry=_registry(root, frozenset(positional), frozenset(sections), frozenset(fixed)),
         )
     except UserError as error:  # a config's __post_init__ refused the values
         sys.stderr.write(f"error: {error}\n")
@@ -86,22 +89,26 @@ def _without_section(word: str, prefixes: tuple[str, ...]) -> str:
     return word
 
 
-def _registry(root: type, positional: frozenset[str], sections: frozenset[str]) -> ConstructorRegistry:
+def _registry(
+    root: type, positional: frozenset[str], sections: frozenset[str], fixed: frozenset[str]
+) -> ConstructorRegistry:
     registry = ConstructorRegistry()
 
     @registry.struct_rule
     def dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:  # pyright: ignore[reportUnusedFunction]
         if not dataclasses.is_dataclass(info.type):
             return None
-        owner = typing.cast("type[Any]", info.type)
-        hints, docs = typing.get_type_hints(owner, include_extras=True), field_docs(owner)
+        owner = cast("type[Any]", info.type)
+        hints, docs = get_type_hints(owner, include_extras=True), field_docs(owner)
         fields: list[StructFieldSpec] = []
         for field in dataclasses.fields(owner):
-            hint = hints[field.name]
+            hint: Any = hints[field.name]
             if owner is root and field.name in sections:
                 hint = Annotated[hint, tyro.conf.arg(name="")]
             elif owner is root and field.name in positional:
                 hint = tyro.conf.Positional[hint]
+            elif owner is root and field.name in fixed:
+                hint = tyro.conf.SuppressFixed[tyro.conf.Fixed[hint]]
             fields.append(StructFieldSpec(field.name, hint, _default(field, info.default), docs.get(field.name)))
         return StructConstructorSpec(instantiate=owner, fields=tuple(fields))
 
@@ -123,8 +130,8 @@ def field_docs(owner: type) -> dict[str, str]:
     """The docstring below each attribute of a dataclass, its bases included: field name → text."""
     docs: dict[str, str] = {}
     for cls in reversed(owner.__mro__[:-1]):
-        body = typing.cast("ast.ClassDef", ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
-        for statement, below in zip(body, body[1:], strict=False):
+        body = cast("ast.ClassDef", ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
+        for statement, below in pairwise(body):
             if (
                 isinstance(statement, ast.AnnAssign)
                 and isinstance(statement.target, ast.Name)

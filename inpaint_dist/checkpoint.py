@@ -1,0 +1,157 @@
+"""Checkpoints that are whole or not there: tensors in safetensors files, the rest in JSON, a manifest over both.
+
+    checkpoints/step-0001000/  NAME.safetensors …  state.json  MANIFEST.json (sha256 and size of each; written last)
+
+A checkpoint is written to a temporary folder, synced, and renamed. The latest one is not recorded anywhere: it is the
+newest that verifies.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from inpaint_dist.errors import UserError
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+_TEMPORARY = ".writing-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint holds."""
+
+    step: int
+    """Steps done when it was written."""
+    tensors: dict[str, dict[str, Tensor]]
+    """Groups of named tensors: "generator", "optimizer_g" …"""
+    state: dict[str, Any]
+    """Everything else, as JSON has it."""
+
+
+def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint under `root`; it appears under its name when all of it is on the disk, or not at all.
+
+    Raises:
+        UserError: where the disk is full or cannot be written; what was there before stays as it was.
+    """
+    final = root / folder_name(step)
+    temporary = root / f"{_TEMPORARY}{folder_name(step)}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        temporary.mkdir()
+        for name, group in tensors.items():
+            flat = {key: tensor.detach().contiguous().cpu() for key, tensor in group.items()}
+            save_file(flat, temporary / f"{name}.safetensors")
+        (temporary / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        manifest = {"format": FORMAT, "step": step, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if final.exists():  # a step saved before, and done again after a return to an earlier checkpoint
+            final.rename(root / f"{_TEMPORARY}replaced-{final.name}")
+        temporary.rename(final)
+        _sync(root)
+        _sweep(root)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({error}); free space or mend the disk"
+        ) from error
+    return final
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        UserError: naming the file that is missing or differs from the manifest.
+    """
+    manifest = verify(folder)
+    tensors = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
+    return Checkpoint(manifest["step"], tensors, json.loads((folder / STATE).read_text()))
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file of a checkpoint against its manifest, and return the manifest.
+
+    Raises:
+        UserError: naming the first file at fault.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST}: not a checkpoint's manifest ({error})") from error
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder}: checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing from the checkpoint")
+        if _describe(path) != expected:
+            raise UserError(f"{path}: differs from the checkpoint's manifest (damaged on disk?)")
+    return manifest
+
+
+def newest(root: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint that verifies, and say which newer ones were passed over and why."""
+    passed_over: list[str] = []
+    for folder in reversed(list_checkpoints(root)):
+        try:
+            verify(folder)
+        except UserError as error:
+            passed_over.append(f"passed over {folder.name}: {error}")
+        else:
+            return folder, passed_over
+    return None, passed_over
+
+
+def prune(root: Path, keep: int, protected: Collection[str] = ()) -> None:
+    """Remove all but the `keep` newest checkpoints; those named in `protected` stay too."""
+    folders = list_checkpoints(root)
+    for folder in folders[: max(0, len(folders) - keep)]:
+        if folder.name not in protected:
+            doomed = folder.rename(folder.with_name(f"{_TEMPORARY}{folder.name}"))  # half-removed never looks whole
+            shutil.rmtree(doomed)
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """The checkpoints under `root`, oldest first, whole or not."""
+    folders = (path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
+    return sorted(folders, key=lambda path: int(path.name[5:]))
+
+
+def folder_name(step: int) -> str:
+    """The name of a step's folder."""
+    return f"step-{step:07d}"
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed runs left half-written."""
+    for path in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,274 @@
+"""Batches for one rank: the order names samples, threads decode them into reused buffers, the device does the rest.
+
+Nothing here is ever given to accelerate.prepare, which would dispatch from rank 0 or split a second time.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
+from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
+from inpaint_dist.data.order import Draw, SampleOrder, mix
+from inpaint_dist.data.photos import decode_photo
+from inpaint_dist.data.shards import ShardIndex, ShardReader, decode_packed_mask, mask_extension
+from inpaint_dist.errors import UsageError, UserError
+
+_FLIP, _POOL, _WHICH = 1, 2, 3  # names of independent random draws of one sample
+_AHEAD = 2  # batches decoded while one is being used
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and how."""
+
+    shards: str = "shards/sample"
+    """Folder of training shards (made by tools/make_shards.py), or a pattern of shards without an index, as
+    "FOLDER/train-{000000..000009}.tar"."""
+    val_shards: Path | None = None
+    """Folder of validation shards; None: the val split in --shards."""
+    limit: int | None = None
+    """Use the first N training samples only."""
+    batch_size: int | None = None
+    """Images a process and step; None with no --global-batch-size: 8."""
+    global_batch_size: int | None = None
+    """Images a step over all processes."""
+    flip: bool = True
+    """Mirror photo and mask with probability 1/2."""
+    mask_source: str = "paired"
+    """paired: the mask stored with the photo; pool: that of another sample, drawn anew each epoch; or a family drawn
+    on the fly, such as lama-train."""
+    size: int = 256
+    """Pixels of a side, for shards without an index; those with one have it written there."""
+    workers: int | None = None
+    """Decoding threads of a process; 0: decode in the training thread; None: as the cores allow, at most 8."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.global_batch_size is not None:
+            raise UsageError("--batch-size and --global-batch-size: give one of the two")
+        for flag in ("limit", "batch_size", "global_batch_size"):
+            value = getattr(self, flag)
+            if value is not None and value < 1:
+                raise UsageError(f"--{flag.replace('_', '-')} {value}: give at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"--workers {self.workers}: give 0 or more")
+        if self.mask_source not in ("paired", "pool", *FAMILIES):
+            raise UsageError(f"--mask-source {self.mask_source}: choose paired, pool or one of {', '.join(FAMILIES)}")
+
+    def per_process(self, world: int, parts: int) -> int:
+        """Images a process and step, for `world` processes of `parts` micro-batches each.
+
+        Raises:
+            UsageError: where the total cannot be divided evenly.
+        """
+        if self.global_batch_size is None:
+            size = self.batch_size or 8
+            if size % parts:
+                raise UsageError(f"--batch-size {size} is not a multiple of --gradient-accumulation-steps {parts}")
+            return size
+        if self.global_batch_size % (world * parts):
+            raise UsageError(
+                f"--global-batch-size {self.global_batch_size} is not a multiple of {world} processes x "
+                f"{parts} gradient accumulation steps"
+            )
+        return self.global_batch_size // world
+
+
+@dataclass
+class _Buffers:
+    """Host memory of one batch, reused; page-locked where batches go to a GPU."""
+
+    pixels: Tensor
+    bits: Tensor
+    flips: Tensor
+    copied: "torch.cuda.Event | None" = None
+    """Recorded when the device has its copy; the buffers may be refilled after it."""
+    views: tuple[NDArray[np.uint8], NDArray[np.uint8]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.views = (self.pixels.numpy(), self.bits.numpy())
+
+    @classmethod
+    def make(cls, count: int, size: int, *, pinned: bool) -> "_Buffers":
+        return cls(
+            torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=pinned),
+            torch.empty((count, size, -(-size // 8)), dtype=torch.uint8, pin_memory=pinned),
+            torch.empty(count, dtype=torch.bool, pin_memory=pinned),
+        )
+
+
+class SampleDecoder:
+    """Fills buffers with samples of one set of shards: pixels as they are, masks one bit a pixel."""
+
+    def __init__(self, index: ShardIndex, mask_source: str, seed: int) -> None:
+        self.index, self.reader = index, ShardReader(index)
+        self.mask_source, self.seed = mask_source, seed
+
+    def photo(self, sample: int, out: NDArray[np.uint8]) -> None:
+        """Decode a photo (size, size, 3) RGB into `out`, without a copy where it is a JPEG."""
+        extension, size = self.index.extension(sample), self.index.size
+        data = self.reader.read(sample, extension)
+        if extension in ("jpg", "jpeg"):
+            try:
+                height, width, *_ = simplejpeg.decode_jpeg_header(data)
+                if height == width == size:
+                    simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+                    return
+            except ValueError:
+                pass  # what simplejpeg refuses OpenCV may read; if not, it says so below
+        pixels = decode_photo(data, self._name(sample))
+        if pixels.shape != out.shape:
+            found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+            raise UserError(
+                f"{self._name(sample)}: the photo is {found}, the index says {size}x{size}; run check_shards"
+            )
+        out[:] = pixels
+
+    def mask(self, draw: Draw, out: NDArray[np.uint8]) -> None:
+        """Bring the mask of a draw, (size, ceil(size / 8)) packed bits, into `out`."""
+        size = self.index.size
+        if self.mask_source in FAMILIES:
+            rng = mask_rng(self.mask_source, size, self.seed, draw.epoch, draw.index)
+            out[:] = np.packbits(draw_mask(self.mask_source, size, size, rng), axis=1)
+            return
+        owner = draw.index
+        if self.mask_source == "pool":
+            owner = self._random(draw, _POOL, len(self.index))
+        stored = mask_extension(self._random(draw, _WHICH, self.index.mask_count(owner)))
+        bits, width = decode_packed_mask(self.reader.read(owner, stored), self._name(owner))
+        if width != size or bits.shape != out.shape:
+            raise UserError(f"{self._name(owner)}: the mask is not {size}x{size} as the index says; run check_shards")
+        out[:] = bits
+
+    def flipped(self, draw: Draw) -> bool:
+        """Whether this draw is mirrored."""
+        return self._random(draw, _FLIP, 2) == 1
+
+    def _random(self, draw: Draw, purpose: int, below: int) -> int:
+        """A whole number in [0, below) that is a function of seed, epoch, sample and purpose alone."""
+        return mix(self.seed, draw.epoch, draw.index, purpose) % below if below > 1 else 0
+
+    def _name(self, sample: int) -> str:
+        return f"sample {self.index.keys[sample]}"
+
+
+class Loader:
+    """Batches of the training set for one rank, from any step on."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        index: ShardIndex,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        per_process: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.index, self.device = config, index, device
+        self.samples = min(len(index), config.limit or len(index))
+        self.order = SampleOrder(self.samples, seed)
+        self.rank, self.per_process, self.global_batch = rank, per_process, per_process * world
+        self.decoder = SampleDecoder(index, config.mask_source, seed)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.threads = min(8, max(1, share)) if config.workers is None else config.workers
+
+    def draws(self, step: int) -> list[Draw]:
+        """What this rank reads in a step: its slice of the global batch."""
+        start = step * self.global_batch + self.rank * self.per_process
+        return list(self.order.draws(start, start + self.per_process))
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps [start, stop), decoded ahead by threads."""
+        pinned = self.device.type == "cuda"
+        ring = [_Buffers.make(self.per_process, self.index.size, pinned=pinned) for _ in range(_AHEAD + 1)]
+        if self.threads == 0:
+            for step in range(start, stop):
+                self._fill(ring[0], self.draws(step), slice(0, self.per_process))
+                yield self._to_device(ring[0], step)
+            return
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
+            pending: deque[tuple[int, _Buffers, list[Future[None]]]] = deque()
+            try:
+                for step in range(start, stop + _AHEAD):
+                    if step < stop:
+                        buffers = ring[step % len(ring)]
+                        pending.append((step, buffers, self._submit(pool, buffers, step)))
+                    if step >= start + _AHEAD:
+                        ready, buffers, parts = pending.popleft()
+                        for part in parts:
+                            part.result()
+                        yield self._to_device(buffers, ready)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, buffers: _Buffers, step: int) -> list[Future[None]]:
+        draws = self.draws(step)
+        size = -(-len(draws) // self.threads)
+        return [pool.submit(self._fill, buffers, draws, slice(at, at + size)) for at in range(0, len(draws), size)]
+
+    def _fill(self, buffers: _Buffers, draws: list[Draw], part: slice) -> None:
+        if buffers.copied is not None:
+            buffers.copied.synchronize()
+        pixels, bits = buffers.views
+        for place in range(len(draws))[part]:
+            self.decoder.photo(draws[place].index, pixels[place])
+            self.decoder.mask(draws[place], bits[place])
+            buffers.flips[place] = self.config.flip and self.decoder.flipped(draws[place])
+
+    def _to_device(self, buffers: _Buffers, step: int) -> Batch:
+        """Copy to the device, where bits become masks, pixels images, and the chosen ones are mirrored."""
+        pixels, bits, flips = (
+            tensor.to(self.device, non_blocking=True, copy=True)
+            for tensor in (buffers.pixels, buffers.bits, buffers.flips)
+        )
+        if self.device.type == "cuda":
+            buffers.copied = torch.cuda.Event()
+            buffers.copied.record()
+        image, mask = image_from_uint8(pixels), mask_from_bits(bits, self.index.size)
+        flips = flips[:, None, None, None]
+        keys = tuple(self.index.keys[draw.index] for draw in self.draws(step))
+        return Batch(torch.where(flips, image.flip(3), image), torch.where(flips, mask.flip(3), mask), keys)
+
+
+class ValidationSet:
+    """Samples of a split in their stored order, with their own first mask, for evaluation and pictures."""
+
+    def __init__(self, index: ShardIndex, device: torch.device) -> None:
+        self.index, self.device = index, device
+        self.decoder = SampleDecoder(index, "paired", seed=0)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batch(self, samples: "list[int] | range") -> Batch:
+        """Read these samples."""
+        size = self.index.size
+        buffers = _Buffers.make(len(samples), size, pinned=False)
+        pixels, bits = buffers.views
+        for place, sample in enumerate(samples):
+            self.decoder.photo(sample, pixels[place])
+            data = self.decoder.reader.read(sample, mask_extension(0))
+            bits[place] = decode_packed_mask(data, self.index.keys[sample])[0]
+        return Batch(
+            image_from_uint8(buffers.pixels.to(self.device)),
+            mask_from_bits(buffers.bits.to(self.device), size),
+            tuple(self.index.keys[sample] for sample in samples),
+        )
+
+    def batches(self, rank: int, world: int, batch_size: int = 8) -> Iterator[Batch]:
+        """This rank's share, every sample on one rank alone."""
+        mine = range(rank, len(self), world)
+        for start in range(0, len(mine), batch_size):
+            yield self.batch(mine[start : start + batch_size])

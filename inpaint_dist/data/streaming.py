@@ -1,0 +1,149 @@
+"""Shards that others made, without an index: read through webdataset itself, with weaker promises.
+
+No exact epochs and no exact resume: a stream has no positions. What is kept: no rank or worker starves, whatever the
+number of shards, and each sample of an epoch goes to one rank.
+"""
+
+import random
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from inpaint_dist.batch import Batch, image_from_uint8, mask_from_uint8
+from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
+from inpaint_dist.data.order import mix, permutation
+from inpaint_dist.data.photos import decode_mask, decode_photo, fit_mask, fit_photo
+from inpaint_dist.errors import UserError
+
+WEAKER = (
+    "shards without an index: they are streamed by webdataset, so epochs are not exact and a resumed run "
+    "does not see the samples it would have seen (tools/make_shards.py makes shards that keep both promises)"
+)
+_PHOTOS = ("jpg", "jpeg", "png", "webp", "bmp")
+_SHUFFLE = 500  # samples held to shuffle within a shard's neighbourhood
+
+
+def is_stream(shards: str) -> bool:
+    """Whether a --shards value means shards without an index: a pattern or a tar file, not a folder."""
+    return any(sign in shards for sign in "{*?") or shards.endswith(".tar")
+
+
+def find_shards(pattern: str) -> list[str]:
+    """Expand a brace pattern or a glob to local tar files.
+
+    Raises:
+        UserError: where nothing matches, or the pattern is a URL or a command.
+    """
+    if "://" in pattern or pattern.startswith("pipe:"):
+        raise UserError(f"--shards {pattern}: URLs and pipes are not read; bring the shards to this machine first")
+    from braceexpand import braceexpand
+
+    expanded = [Path(name) for name in braceexpand(pattern)]
+    files = [file for path in expanded for file in (sorted(path.parent.glob(path.name)) or [path])]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing or not files:
+        raise UserError(f"--shards {pattern}: no such file: {(missing or [pattern])[0]}")
+    return [str(file) for file in files]
+
+
+class _Stream(IterableDataset[tuple[NDArray[np.uint8], NDArray[np.uint8], str]]):
+    """The endless samples of one rank, split again over its workers."""
+
+    def __init__(
+        self, shards: list[str], *, mask_source: str, size: int, flip: bool, seed: int, rank: int, world: int
+    ) -> None:
+        self.shards, self.mask_source, self.size, self.flip = shards, mask_source, size, flip
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], str]]:
+        info = get_worker_info()
+        workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        for epoch in count():
+            found = False
+            for sample in self._epoch(epoch, self.rank * workers + worker, self.world * workers):
+                found = True
+                photo, mask, key = self._decode(sample, epoch)
+                if self.flip and mask_rng("flip", self.seed, epoch, key).random() < 0.5:
+                    photo, mask = photo[:, ::-1], mask[:, ::-1]
+                yield photo, mask, key
+            if not found:
+                raise UserError(f"{self.shards[0]}: fewer samples than processes x workers; lower --workers")
+
+    def _epoch(self, epoch: int, consumer: int, consumers: int) -> Iterator[dict[str, Any]]:
+        """One consumer's part: whole shards where there are enough of them, else every n-th sample of all."""
+        from webdataset.filters import shuffle
+        from webdataset.pipeline import DataPipeline
+        from webdataset.shardlists import SimpleShardList
+        from webdataset.tariterators import tarfile_to_samples
+
+        shards = [self.shards[i] for i in permutation(len(self.shards), self.seed, epoch)]
+        by_shard = len(shards) >= consumers
+        mine = shards[consumer::consumers] if by_shard else shards
+        mixed = shuffle(_SHUFFLE, rng=random.Random(mix(self.seed, epoch)))
+        samples = iter(DataPipeline(SimpleShardList(mine), tarfile_to_samples(), mixed))
+        return samples if by_shard else islice(samples, consumer, None, consumers)
+
+    def _decode(self, sample: dict[str, Any], epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
+        key = str(sample["__key__"])
+        photo = next((sample[name] for name in _PHOTOS if name in sample), None)
+        if photo is None:
+            raise UserError(f"sample {key}: no photo among its members ({', '.join(map(str, sample))})")
+        pixels = fit_photo(decode_photo(photo, key), self.size)
+        if self.mask_source in FAMILIES:
+            rng = mask_rng(self.mask_source, self.seed, epoch, key)
+            return pixels, draw_mask(self.mask_source, self.size, self.size, rng), key
+        stored = next((sample[name] for name in sample if str(name).endswith("mask.png")), None)
+        if stored is None:
+            raise UserError(f"sample {key}: no mask.png among its members; use --mask-source with a family")
+        return pixels, fit_mask(decode_mask(stored, key), self.size), key
+
+
+class StreamingLoader:
+    """Batches of streamed shards for one rank; a resumed run starts the stream anew."""
+
+    def __init__(
+        self,
+        shards: list[str],
+        *,
+        mask_source: str,
+        size: int,
+        flip: bool,
+        seed: int,
+        rank: int,
+        world: int,
+        per_process: int,
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        if mask_source == "pool":
+            raise UserError("--mask-source pool needs shards with an index; use paired or a family")
+        self.global_batch, self.device = per_process * world, device
+        self._stream = _Stream(shards, mask_source=mask_source, size=size, flip=flip, seed=seed, rank=rank, world=world)
+        self._per_process, self._workers = per_process, workers
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """As many batches as there are steps in [start, stop)."""
+        loader = DataLoader(
+            self._stream,
+            batch_size=self._per_process,
+            num_workers=self._workers,
+            collate_fn=_collate,
+            generator=torch.Generator(),
+            pin_memory=self.device.type == "cuda",
+        )
+        for pixels, masks, keys in islice(loader, stop - start):
+            on_device = (tensor.to(self.device, non_blocking=True) for tensor in (pixels, masks))
+            yield Batch(image_from_uint8(next(on_device)), mask_from_uint8(next(on_device)), keys)
+
+
+def _collate(
+    samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8], str]],
+) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    pixels, masks, keys = zip(*samples, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(masks)), keys

@@ -1,0 +1,67 @@
+"""How good completions are over a set: PSNR, SSIM and L1, each image counted once on any number of ranks."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inpaint_dist.batch import Batch, Image, Mask, composite, image_from_uint8, image_to_uint8, masked
+from inpaint_dist.launch import Launch
+
+METRICS = ("psnr", "ssim", "l1", "hole_psnr", "hole_l1")
+"""psnr (dB) and ssim of the composite, l1 of the composite; hole_psnr (dB) and hole_l1 over the hole's pixels alone.
+l1 is in units of the [-1, 1] range, as the losses are."""
+
+Completer: TypeAlias = Callable[[Image, Mask], Image]
+"""(masked photo, mask) → prediction."""
+
+PSNR_LIMIT = 100.0
+"""dB given to a composite without an error, where the ratio is infinite."""
+
+
+def score(prediction: Image, image: Image, mask: Mask) -> Float[Tensor, "batch 5"]:
+    """Score each image of a batch: columns as METRICS, in float64.
+
+    The composite is first rounded to 8 bits, as a file would hold it. SSIM is torchmetrics' (Gaussian window of 11,
+    sigma 1.5; Wang et al., Image Quality Assessment, 2004). An image without a hole gets hole_l1 0.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    result = image_from_uint8(image_to_uint8(composite(prediction, image, mask)))
+    error = (result - image).double()
+    pixels = 3.0 * mask.double().sum((1, 2, 3)).clamp_min(1.0)
+    whole = float(error[0].numel())
+    squared, absolute = error.square().sum((1, 2, 3)), error.abs().sum((1, 2, 3))
+    ssim = structural_similarity_index_measure(result, image, data_range=2.0, reduction="none")
+    columns = (
+        _psnr(squared / whole),
+        torch.as_tensor(ssim).double().reshape(-1),
+        absolute / whole,
+        _psnr(squared / pixels),
+        absolute / pixels,
+    )
+    return torch.stack(columns, dim=1)
+
+
+def evaluate(complete: Completer, batches: Iterable[Batch], launch: Launch) -> dict[str, float]:
+    """Mean of each metric over the images of all ranks. Collective; `batches` are this rank's own.
+
+    Returns:
+        {"psnr": …, …} as METRICS, or an empty dict where no rank had an image.
+    """
+    sums = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=launch.device)
+    with torch.inference_mode():
+        for batch in batches:
+            with launch.autocast():
+                prediction = complete(masked(batch.image, batch.mask), batch.mask)
+            sums[:-1] += score(prediction, batch.image, batch.mask).sum(0)
+            sums[-1] += len(batch)
+    *totals, images = launch.sum(sums).tolist()
+    return {name: total / images for name, total in zip(METRICS, totals, strict=True)} if images else {}
+
+
+def _psnr(mean_squared: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, for a range of 2."""
+    return (10.0 * torch.log10(4.0 / mean_squared)).clamp_max(PSNR_LIMIT)

@@ -1,0 +1,98 @@
+"""The inpainting GAN: the game's rules, and nothing else. No optimiser, no precision, no rank."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from inpaint_dist.batch import Batch, Completion, Image, Mask, Scores, composite, masked
+from inpaint_dist.losses.adversarial import LeastSquares
+from inpaint_dist.losses.objective import ObjectiveConfig
+from inpaint_dist.losses.reconstruction import hole_distance
+
+Generator: TypeAlias = Callable[[Image, Mask], Image]
+Discriminator: TypeAlias = Callable[[Image], Scores]
+
+
+@dataclass(frozen=True)
+class DiscriminatorLosses:
+    """D's loss, and the mean scores that tell how well it does."""
+
+    total: Tensor
+    real: Tensor
+    """Mean score of photos, detached."""
+    fake: Tensor
+    """Mean score of completions, detached."""
+
+
+@dataclass(frozen=True)
+class GeneratorLosses:
+    """G's loss and its terms."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    """Unweighted, attached."""
+    weighted: dict[str, Tensor]
+    """Weighted, attached; they sum to `total`."""
+
+
+class InpaintingGAN:
+    """Generator against discriminator over the holes of photos."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        objective: ObjectiveConfig,
+        *,
+        judge: Discriminator | None = None,
+        one_pass: bool = True,
+    ) -> None:
+        """Put the game together.
+
+        Args:
+            generator: (masked, mask) → prediction.
+            discriminator: image → scores, as it is trained.
+            objective: what both are asked for.
+            judge: the same discriminator as the generator's step calls it, where that differs (under DDP the module
+                itself, so that its gradients are not reduced a second time).
+            one_pass: score photos and completions in one forward; right only without batch statistics in D.
+        """
+        self.generator = generator
+        self.discriminator = discriminator
+        self.judge = judge or discriminator
+        self.objective = objective
+        self.adversarial: LeastSquares = objective.adversarial.build()
+        self.one_pass = one_pass
+
+    def complete(self, batch: Batch) -> Completion:
+        """Fill the holes. The generator never sees what they hide."""
+        prediction = self.generator(masked(batch.image, batch.mask), batch.mask)
+        return Completion(prediction, composite(prediction, batch.image, batch.mask))
+
+    def discriminator_loss(self, batch: Batch, completion: Completion) -> DiscriminatorLosses:
+        """D's loss on photos and on completions; nothing flows back to the generator."""
+        fake_image = self.shown(completion).detach().to(batch.image.dtype)
+        if self.one_pass:
+            real, fake = self.discriminator(torch.cat([batch.image, fake_image])).chunk(2)
+        else:
+            real, fake = self.discriminator(batch.image), self.discriminator(fake_image)
+        total = self.adversarial.discriminator(real, fake)
+        return DiscriminatorLosses(total, real.detach().float().mean(), fake.detach().float().mean())
+
+    def generator_loss(self, batch: Batch, completion: Completion) -> GeneratorLosses:
+        """G's loss: near the photo inside the hole, and a photo to D. D must be frozen by whoever steps."""
+        terms = {
+            "reconstruction": hole_distance(
+                completion.prediction, batch.image, batch.mask, self.objective.reconstruction
+            ),
+            "adversarial": self.adversarial.generator(self.judge(self.shown(completion))),
+        }
+        weighted = self.objective.weigh(terms)
+        return GeneratorLosses(torch.stack(list(weighted.values())).sum(), terms, weighted)
+
+    def shown(self, completion: Completion) -> Image:
+        """What the discriminator sees of a completion."""
+        return completion.prediction if self.objective.discriminator_sees == "prediction" else completion.composite

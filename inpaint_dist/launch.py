@@ -1,0 +1,151 @@
+"""Where a process runs: rank, device, precision, threads. What `accelerate launch` left open is decided here."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+from inpaint_dist.errors import UsageError
+
+Precision = Literal["bf16", "fp16", "no"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How the processes of a run use their machine."""
+
+    mixed_precision: Literal["auto", "bf16", "fp16", "no"] = "auto"
+    """auto: what accelerate was told, else bf16 where the device computes it fast (CUDA, CPUs with AMX), else fp16 on
+    CUDA, else no (float32)."""
+    cpu: bool = False
+    """Run on the CPU even where there is a GPU."""
+    threads: int | None = None
+    """CPU threads of a process for torch; None: usable cores / processes on this machine. Bit-for-bit repeatability
+    holds at equal threads."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads}: give at least 1")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among the others."""
+
+    device: torch.device
+    rank: int
+    world: int
+    precision: Precision
+    threads: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision in which networks run."""
+        if self.precision == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over ranks of a tensor that all ranks hold in one shape. Collective."""
+        if self.world > 1:
+            dist.all_reduce(values)
+            values /= self.world
+        return values
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Largest over ranks, elementwise. Collective."""
+        if self.world > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks. Collective."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share(self, value: object) -> object:
+        """Rank 0's value, on every rank. Collective."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every rank is here. Collective."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def open_launch(config: LaunchConfig) -> Iterator[Launch]:
+    """Join the other processes, choose device, precision and threads; leave in order at the end.
+
+    Raises:
+        UsageError: where the launcher started several processes that would not know of each other, or a precision is
+            asked for that the device has not.
+    """
+    on_cpu = config.cpu or not torch.cuda.is_available()
+    precision = resolve_precision(config.mixed_precision, on_cpu=on_cpu)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
+    try:
+        _refuse_strangers(accelerator.num_processes)
+        threads = config.threads or max(1, usable_cores() // _processes_here())
+        torch.set_num_threads(threads)
+        if accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+        yield Launch(accelerator.device, accelerator.process_index, accelerator.num_processes, precision, threads)
+        accelerator.wait_for_everyone()
+    finally:
+        accelerator.end_training()  # without it one of three runs on several ranks aborts at exit
+
+
+def resolve_precision(asked: str, *, on_cpu: bool) -> Precision:
+    """Decide what `auto` means here; refuse what the device has not.
+
+    `accelerate launch` without a config always sets ACCELERATE_MIXED_PRECISION=no, so that value says nothing.
+    """
+    if asked == "fp16" and on_cpu:
+        raise UsageError("--mixed-precision fp16 needs a GPU: use --mixed-precision bf16 or no on a CPU")
+    if asked in ("bf16", "fp16", "no"):
+        return asked  # pyright: ignore[reportReturnType]
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told == "bf16" or (told == "fp16" and not on_cpu):
+        return told
+    if on_cpu:
+        return "bf16" if _cpu_has_amx() else "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which containers and schedulers make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processes_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _cpu_has_amx() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def _refuse_strangers(processes: int) -> None:
+    """Stop where the launcher started N processes and each believes that it is the only one."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != processes:
+        raise UsageError(
+            f"the launcher started {started} processes, but each of them runs alone (no usable GPU for each?); "
+            "use `accelerate launch --num_processes 1`, or ACCELERATE_USE_CPU=true for several processes on CPUs"
+        )

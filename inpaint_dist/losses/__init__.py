@@ -1,0 +1,1 @@
+"""What a completion is compared by: reconstruction, adversarial, and the objective that weighs them."""

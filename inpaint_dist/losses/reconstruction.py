@@ -1,0 +1,37 @@
+"""How far a prediction is from the photo. Every loss is the mean over images of a per-image quantity."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inpaint_dist.batch import Image, Mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """Distance between prediction and photo over the hole's pixels."""
+
+    kind: Literal["l1", "l2"] = "l1"
+    """l1: absolute difference; l2: squared difference."""
+    reduction: Literal["sum", "mean"] = "mean"
+    """Over one image's hole: mean (a large hole weighs as much as a small one) or the plain sum over its pixels and
+    channels (weighs by area)."""
+
+
+def hole_distance(prediction: Image, image: Image, mask: Mask, config: ReconstructionConfig) -> Float[Tensor, ""]:
+    """Mean over images of the distance inside the hole; known pixels count for nothing.
+
+    With `mean`, an image's distance is divided by its number of hole pixels times 3 channels (by 1 where it has no
+    hole), so its range is [0, 2] for l1 and [0, 4] for l2. Sums run in float32 or wider. The denominator is the image's
+    own, never the batch's: the loss of N ranks is then exactly that of one rank with all their images.
+    """
+    wide = torch.promote_types(image.dtype, torch.float32)
+    difference = (prediction.to(wide) - image.to(wide)) * mask.to(wide)
+    distance = difference.abs() if config.kind == "l1" else difference.square()
+    per_image = distance.sum(dim=(1, 2, 3))
+    if config.reduction == "mean":
+        per_image = per_image / (3.0 * mask.to(wide).sum(dim=(1, 2, 3))).clamp_min(1.0)
+    return per_image.mean()

@@ -1,0 +1,182 @@
+"""A run under way: where it reports, draws, evaluates and saves. Every rank holds one and calls the same methods."""
+
+from collections.abc import Iterator, Mapping
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from inpaint_dist import checkpoint
+from inpaint_dist.batch import Batch, check, composite, image_to_uint8, masked
+from inpaint_dist.config import TrainConfig, interval, to_json
+from inpaint_dist.data.sources import Sources
+from inpaint_dist.errors import UserError
+from inpaint_dist.evaluation import evaluate
+from inpaint_dist.launch import Launch
+from inpaint_dist.run_folder import Start, read_checkpoint
+from inpaint_dist.tracking.meter import Meter
+from inpaint_dist.tracking.tracker import NullTracker, Tracker
+from inpaint_dist.trainer import Trainer, count_parameters
+from inpaint_dist.weights import BEST, GENERATOR, export_generator, load_into, read_generator, write_card
+
+GRID_ROWS = 6
+BEST_BY = "psnr"
+
+
+class Run:
+    """What happens around the steps."""
+
+    def __init__(self, config: TrainConfig, sources: Sources, trainer: Trainer, launch: Launch, start: Start) -> None:
+        self.config, self.sources, self.trainer, self.launch, self.start = config, sources, trainer, launch, start
+        self.folder, self.total = config.run_folder, sources.total_steps
+        self.scores: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+        self.tracker = self._open_tracker() if launch.is_main else NullTracker()
+        self.meter = Meter(sources.loader.global_batch, self.total)
+        self._shown: Batch | None = None
+        self._every = {
+            "report": config.tracking.report_every,
+            "draw": config.tracking.sample_interval(self.total),
+            "evaluate": interval(config.eval_every, self.total),
+            "save": interval(config.checkpoint_every, self.total),
+        }
+
+    def say(self, *lines: str) -> None:
+        """Tell the user, once."""
+        for line in lines:
+            self.tracker.message(line)
+
+    def restore(self) -> None:
+        """Go back to the checkpoint that the run starts from, or take over another run's generator."""
+        if (saved := read_checkpoint(self.start)) is not None:
+            self.trainer.load_state(saved.tensors, saved.state["trainer"])
+            self.scores, self.best = saved.state["scores"], saved.state["best"]
+        elif self.config.init_from is not None:
+            _, weights, _ = read_generator(self.config.init_from)
+            load_into(self.trainer.generator, weights, self.config.init_from)
+            load_into(self.trainer.ema, weights, self.config.init_from)
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """The steps to do, counted from 1, each with this rank's part of its global batch."""
+        if self.config.overfit_one_batch:
+            batches = repeat(self.sources.first(), self.total - self.start.step)
+        else:
+            batches = self.sources.loader.batches(self.start.step, self.total)
+        for step, batch in enumerate(self.meter.waiting(batches), self.start.step + 1):
+            if self._shown is None:
+                check(batch)
+                self._shown = self._choose_shown(batch)
+            yield step, batch
+
+    def is_due(self, event: str, step: int) -> bool:
+        """Whether it is time to "report", "draw", "evaluate" or "save": every so many steps, and at the last one."""
+        if event == "save" and self.best.get("step") == step:
+            return True  # the best weights so far are kept
+        return step % self._every[event] == 0 or step == self.total
+
+    def report(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        """Read the losses, of all ranks, and write them down."""
+        self.trainer.raise_on_fault()
+        values = self.trainer.read(losses) | self.meter.read(step)
+        if self.launch.device.type == "cuda":
+            values["memory_gib"] = torch.cuda.max_memory_allocated(self.launch.device) / 2**30
+        self.tracker.report(step, values)
+        self.tracker.plot()
+
+    def draw(self, step: int) -> None:
+        """Draw photo, masked, prediction and composite of fixed samples, with the averaged weights."""
+        generator, shown = self.trainer.averaged(), self._shown
+        if not self.launch.is_main or shown is None:
+            return
+        with torch.inference_mode(), self.launch.autocast():
+            prediction = generator(masked(shown.image, shown.mask), shown.mask)
+        columns = {
+            "photo": shown.image,
+            "masked": masked(shown.image, shown.mask),
+            "prediction": prediction,
+            "composite": composite(prediction, shown.image, shown.mask),
+        }
+        pixels = [(title, image_to_uint8(image).cpu().numpy()) for title, image in columns.items()]
+        self.tracker.samples(step, pixels)
+        self.meter.skip()
+
+    def evaluate(self, step: int) -> None:
+        """Score the averaged weights on the validation set, over all ranks; keep them where they are the best."""
+        if self.sources.validation is None:
+            return
+        generator = self.trainer.averaged()
+        batches = self.sources.validation.batches(self.launch.rank, self.launch.world)
+        self.scores = evaluate(generator, batches, self.launch)
+        self.tracker.report(step, {f"val/{name}": value for name, value in self.scores.items()})
+        if self.scores[BEST_BY] > self.best.get(BEST_BY, float("-inf")):
+            self.best = {"step": step, **self.scores}
+            self._export(BEST, step)
+        self.meter.skip()
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint and the weights for use; a failure ends the run only at its last step."""
+        self.trainer.raise_on_fault()
+        tensors, state = self.trainer.state()
+        if self.launch.is_main:
+            root = self.folder / "checkpoints"
+            whole = {"trainer": state, "scores": self.scores, "best": self.best}
+            try:
+                checkpoint.save(root, step, tensors, whole)
+                best = [checkpoint.folder_name(int(self.best["step"]))] if self.best else []
+                checkpoint.prune(root, self.config.keep_checkpoints, best)
+                self._export(GENERATOR, step)
+            except (UserError, OSError) as error:
+                if step == self.total:
+                    raise
+                self.say(f"warning: {error}; training goes on")
+        self.launch.wait()
+        self.meter.skip()
+
+    def finish(self) -> None:
+        """Draw the curves, write the model card, and say where everything is."""
+        if self.launch.is_main:
+            write_card(
+                self.folder / "README.md",
+                recipe=self.config.recipe,
+                parameters=count_parameters(self.trainer.generator.parameters()),
+                step=self.total,
+                size=self.sources.size,
+                scores=self.scores,
+            )
+        self.tracker.plot(force=True)
+        self.say(
+            f"done: {self.total} steps. Curves {self.folder}/plots/losses.png, pictures {self.folder}/samples/, "
+            f"weights {self.folder}/{GENERATOR}, checkpoints {self.folder}/checkpoints/"
+        )
+        self.tracker.close("finished")
+
+    def _export(self, name: str, step: int) -> None:
+        if self.launch.is_main:
+            export_generator(
+                self.folder / name,
+                self.config.generator,
+                self.trainer.ema.state_dict(),
+                recipe=self.config.recipe,
+                step=step,
+                size=self.sources.size,
+                scores=self.scores,
+            )
+
+    def _choose_shown(self, first: Batch) -> Batch:
+        """The samples that every grid shows: spread over the validation set, or the batch being overfitted."""
+        validation = self.sources.validation
+        if validation is None or self.config.overfit_one_batch:
+            return first.take(GRID_ROWS)
+        count = min(GRID_ROWS, len(validation))
+        return validation.batch([place * len(validation) // count for place in range(count)])
+
+    def _open_tracker(self) -> Tracker:
+        tracking = self.config.tracking
+        return Tracker(
+            self.folder,
+            to_json(self.config),
+            report_to=tracking.report_to,
+            run_name=tracking.run_name,
+            total_steps=self.total,
+            resume_step=self.start.step,
+        )

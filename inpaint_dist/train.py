@@ -1,0 +1,150 @@
+"""Training: `accelerate launch -m inpaint_dist.train [RECIPE] [flags]`."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+from inpaint_dist import cli
+from inpaint_dist.batch import check
+from inpaint_dist.config import SECTIONS, TrainConfig, shaping
+from inpaint_dist.data.sources import Place, Sources, open_sources
+from inpaint_dist.errors import UsageError
+from inpaint_dist.launch import Launch, open_launch
+from inpaint_dist.models.blocks import has_batch_statistics
+from inpaint_dist.recipes import RECIPES
+from inpaint_dist.run import Run
+from inpaint_dist.run_folder import Start, find_start, prepare
+from inpaint_dist.trainer import Trainer, count_parameters
+
+
+def train(config: TrainConfig) -> None:
+    """Run a training to its end, from its beginning or from its newest checkpoint."""
+    with open_launch(config.launch) as launch:
+        sources = open_data(config, launch)
+        shape = shaping(config, dataset=sources.fingerprint, global_batch=sources.loader.global_batch)
+        start = find_start(config, shape, launch)
+        trainer = build_trainer(config, launch, sources)
+        notes = [*start.notes, *describe(config, launch, sources, trainer)]
+        if config.dry_run or start.step >= sources.total_steps:
+            say_and_leave(config, launch, start, sources, notes)
+            return
+        prepare(config, shape, start, launch)
+        run = Run(config, sources, trainer, launch, start)
+        run.say(*notes)
+        run.restore()
+        for step, batch in run.batches():
+            losses = trainer.step(batch, measure=run.is_due("report", step))
+            if run.is_due("report", step):
+                run.report(step, losses)
+            if run.is_due("draw", step):
+                run.draw(step)
+            if run.is_due("evaluate", step):
+                run.evaluate(step)
+            if run.is_due("save", step):
+                run.save(step)
+        run.finish()
+
+
+def open_data(config: TrainConfig, launch: Launch) -> Sources:
+    """Open what the run reads."""
+    return open_sources(
+        config.data,
+        Place(launch.rank, launch.world, launch.device),
+        seed=config.seed,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        parts=config.trainer.gradient_accumulation_steps,
+    )
+
+
+def build_trainer(config: TrainConfig, launch: Launch, sources: Sources) -> Trainer:
+    """Build the networks from the seed, the same on every rank, and what steps them.
+
+    Raises:
+        UsageError: where the pictures do not fit the generator.
+    """
+    import torch
+
+    torch.manual_seed(config.seed)
+    generator, discriminator = config.generator.build(), config.discriminator.build()
+    if sources.size % generator.size_multiple:
+        raise UsageError(
+            f"pictures of {sources.size} pixels do not fit the generator, which halves them to a whole number only "
+            f"from multiples of {generator.size_multiple}: make shards of such a --size, or give fewer channels"
+        )
+    return Trainer(
+        config.trainer,
+        generator,
+        discriminator,
+        config.objective,
+        launch,
+        total_steps=sources.total_steps,
+        seed=config.seed,
+    )
+
+
+def describe(config: TrainConfig, launch: Launch, sources: Sources, trainer: Trainer) -> list[str]:
+    """What is about to run, in a few lines."""
+    total, parts = sources.loader.global_batch, config.trainer.gradient_accumulation_steps
+    precision = {"no": "float32"}.get(launch.precision, launch.precision)
+    networks = (trainer.generator, trainer.discriminator)
+    named = ", ".join(f"{type(net).__name__} {count_parameters(net.parameters()) / 1e6:.2f} M" for net in networks)
+    lines = [
+        *sources.notes,
+        f"recipe {config.recipe}: {named} parameters",
+        f"batch: {total} a step = {launch.world} process{'es' * (launch.world > 1)} x {total // launch.world}"
+        + (f" in {parts} parts" if parts > 1 else "")
+        + f"; {sources.total_steps:,} steps on {launch.device.type} in {precision}, {launch.threads} threads",
+    ]
+    if any(map(has_batch_statistics, networks)):
+        if parts > 1:
+            lines.append("note: batch norm sees each part alone, so this is not the same as one larger batch")
+        if launch.world > 1 and not config.trainer.sync_batchnorm:
+            lines.append("note: batch norm sees each rank's images alone, so this differs from one process")
+    return lines
+
+
+def say_and_leave(config: TrainConfig, launch: Launch, start: Start, sources: Sources, notes: Sequence[str]) -> None:
+    """Say what would be done, or that it is done already."""
+    if config.dry_run:
+        check(sources.first())
+        notes = [*notes, f"dry run: {sources.total_steps - start.step:,} steps would run in {config.run_folder}"]
+    else:
+        notes = [
+            *notes,
+            f"{config.run_folder}: this run is complete ({start.step:,} steps); more --epochs go on with it, "
+            "--overwrite starts it anew, --output-dir starts another",
+        ]
+    if launch.is_main:
+        sys.stdout.writelines(f"{line}\n" for line in notes)
+
+
+def parse(argv: Sequence[str]) -> TrainConfig:
+    """Read [RECIPE] and flags; without a recipe, the seed.
+
+    Raises:
+        UsageError: for a recipe that is not there.
+    """
+    name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("seed", argv)
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"recipe {name!r}: {hint}The recipes are {', '.join(RECIPES)}")
+    return cli.parse(
+        RECIPES[name],
+        flags,
+        prog=f"accelerate launch -m inpaint_dist.train {name}",
+        description=f"Train a GAN that fills holes. Recipes: {', '.join(RECIPES)}; flags change the recipe's values.",
+        sections=SECTIONS,
+        fixed=("recipe",),
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse and train."""
+    train(parse(argv))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

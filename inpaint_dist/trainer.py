@@ -1,0 +1,363 @@
+"""One step of the GAN game: who is updated when, in which precision, over which ranks."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from inpaint_dist.batch import Batch, Completion
+from inpaint_dist.data.order import mix
+from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
+from inpaint_dist.launch import Launch
+from inpaint_dist.losses.objective import ObjectiveConfig
+from inpaint_dist.models.blocks import has_batch_statistics
+from inpaint_dist.models.sync_batchnorm import synchronise_batch_norm
+
+TERMS = ("d/loss", "d/gradient", "g/loss", "g/gradient")
+"""What is checked to be finite before weights move, in the order of the fault tensor."""
+
+
+class NotFinite(UserError):
+    """A loss or gradient became NaN or infinite; no weight has moved since."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Optimisers, and what is done with the weights."""
+
+    lr: float = 2e-4
+    """Learning rate of the generator (Adam)."""
+    lr_d: float | None = None
+    """Learning rate of the discriminator; None: as the generator's."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    lr_schedule: Literal["constant", "cosine", "tail"] = "constant"
+    """constant; cosine: from the rate to 0 over the run; tail: linearly to 0 over the last fifth."""
+    clip_grad: float | None = None
+    """Clip the gradient norm of each network to this; None: do not clip."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches of a step: each process's batch is read at once and computed in this many parts."""
+    ema_decay: float = 0.999
+    """Decay of the generator's moving average, which is what is evaluated and used; it warms up as (1 + t) / (10 + t).
+    0: the plain weights."""
+    sync_batchnorm: bool = True
+    """Batch norm over the batches of all ranks. Off: each rank's own, faster, and no longer equal to one process."""
+
+    def __post_init__(self) -> None:
+        for flag, rate in (("--lr", self.lr), ("--lr-d", self.lr_d)):
+            if rate is not None and not 0 < rate < 1:
+                raise UsageError(f"{flag} {rate}: a learning rate lies between 0 and 1")
+        if self.gradient_accumulation_steps < 1:
+            raise UsageError(f"--gradient-accumulation-steps {self.gradient_accumulation_steps}: give at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"--ema-decay {self.ema_decay}: give at least 0 and less than 1")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise UsageError(f"--clip-grad {self.clip_grad}: give more than 0, or leave it out")
+
+
+class Trainer:
+    """Generator, discriminator, their optimisers and the generator's average, stepped together.
+
+    A step: the generator completes the batch once; the discriminator is updated on photos and detached completions; it
+    is frozen; the generator is updated on the same completions; the average moves. With several micro-batches D is
+    updated over all of them first, on completions without gradients, and G completes them again.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        objective: ObjectiveConfig,
+        launch: Launch,
+        *,
+        total_steps: int,
+        seed: int,
+    ) -> None:
+        self.config, self.launch = config, launch
+        self.total_steps, self.seed = total_steps, seed
+        self.step_count = 0
+        if launch.world > 1 and config.sync_batchnorm:
+            generator = synchronise_batch_norm(generator, launch.device)
+            discriminator = synchronise_batch_norm(discriminator, launch.device)
+        self.generator = self._place(generator)
+        self.discriminator = self._place(discriminator)
+        self.ema = deepcopy(self.generator).eval().requires_grad_(False)
+        self._ddp_g, self._ddp_d = self._distribute(self.generator), self._distribute(self.discriminator)
+        self.gan = InpaintingGAN(
+            self._ddp_g,
+            self._ddp_d,
+            objective,
+            judge=self.discriminator,
+            one_pass=not has_batch_statistics(self.discriminator),
+        )
+        self.optimizer_g = self._adam(self.generator, config.lr)
+        self.optimizer_d = self._adam(self.discriminator, config.lr_d or config.lr)
+        # Each network has a scaler of its own: an overflow in one must not halve the other's scale.
+        self._scaler_g, self._scaler_d = (
+            torch.amp.GradScaler(launch.device.type, enabled=launch.precision == "fp16") for _ in range(2)
+        )
+        self._faults = torch.zeros(len(TERMS), device=launch.device)
+        self._fault_step = torch.zeros((), device=launch.device, dtype=torch.int64)
+
+    # ---------------------------------------------------------------- a step
+
+    def step(self, batch: Batch, *, measure: bool = False) -> dict[str, Tensor]:
+        """Update both networks on this rank's part of a global batch.
+
+        Returns this rank's losses, detached and still on the device: reading them is what costs (see `read`). With
+        `measure`, the gradient norms of the generator's terms at its output are among them, at the price of one more
+        backward pass of the discriminator.
+
+        Raises:
+            NotFinite: on a CPU at once; on a GPU when `raise_on_fault` looks. No weight moves from the fault on.
+        """
+        torch.manual_seed(mix(self.seed, self.step_count, self.launch.rank) >> 1)
+        self._set_learning_rates()
+        parts = list(batch.split(self.config.gradient_accumulation_steps))
+        completions = list(self._completions(parts))
+        losses = self._step_discriminator(parts, completions)
+        losses |= self._step_generator(parts, completions, measure=measure)
+        self._move_average()
+        self.step_count += 1
+        if self.launch.device.type == "cpu":
+            self.raise_on_fault()
+        return losses
+
+    def _completions(self, parts: list[Batch]) -> Iterator[Completion]:
+        """One completion a micro-batch, with gradients only where there is a single one."""
+        with self.launch.autocast():
+            if len(parts) == 1:
+                yield self.gan.complete(parts[0])
+                return
+            with torch.no_grad(), _kept_statistics(self.generator):
+                yield from [self.gan.complete(part) for part in parts]
+
+    def _step_discriminator(self, parts: list[Batch], completions: list[Completion]) -> dict[str, Tensor]:
+        means: list[Tensor] = []
+        for number, (part, completion) in enumerate(zip(parts, completions, strict=True)):
+            with self._reducing(self._ddp_d, last=number == len(parts) - 1):
+                with self.launch.autocast():
+                    losses = self.gan.discriminator_loss(part, completion)
+                self._scaler_d.scale(losses.total / len(parts)).backward()
+            means.append(torch.stack([losses.total.detach(), losses.real, losses.fake]))
+        loss, real, fake = torch.stack(means).mean(0)
+        norm = self._update(self.discriminator, self.optimizer_d, self._scaler_d, loss, first_term=0)
+        return {"d/loss": loss, "d/real": real, "d/fake": fake, "grad/d": norm}
+
+    def _step_generator(self, parts: list[Batch], completions: list[Completion], *, measure: bool) -> dict[str, Tensor]:
+        means: dict[str, list[Tensor]] = {}
+        self.discriminator.requires_grad_(False)
+        for number, (part, completion) in enumerate(zip(parts, completions, strict=True)):
+            with self._reducing(self._ddp_g, last=number == len(parts) - 1):
+                with self.launch.autocast():
+                    if len(parts) > 1:
+                        completion = self.gan.complete(part)
+                    losses = self.gan.generator_loss(part, completion)
+                for name, value in self._measured(losses, completion, measure=measure):
+                    means.setdefault(name, []).append(value)
+                self._scaler_g.scale(losses.total / len(parts)).backward()
+        self.discriminator.requires_grad_(True)
+        mean = {name: torch.stack(values).mean() for name, values in means.items()}
+        norm = self._update(self.generator, self.optimizer_g, self._scaler_g, mean["g/loss"], first_term=2)
+        return mean | {"grad/g": norm}
+
+    def _measured(
+        self, losses: GeneratorLosses, completion: Completion, *, measure: bool
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The generator's loss, its unweighted terms, and at wish each weighted term's pull on the output."""
+        yield "g/loss", losses.total.detach()
+        for name, term in losses.terms.items():
+            yield f"g/{name}", term.detach()
+        for name, term in losses.weighted.items() if measure else ():
+            pull = torch.autograd.grad(term, completion.prediction, retain_graph=True)[0]
+            yield f"grad/{name}", torch.linalg.vector_norm(pull.float())
+
+    def _update(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        loss: Tensor,
+        *,
+        first_term: int,
+    ) -> Tensor:
+        """Check, clip, step. Returns the gradient's norm over all ranks' samples, before clipping."""
+        scaler.unscale_(optimizer)
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        self._note_faults(loss, norm, first_term)
+        if self.config.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(network.parameters(), self.config.clip_grad, norm)
+        if scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            # The fused optimiser skips its update on the device where this is 1: no weight moves, and nobody waits.
+            optimizer.found_inf = self._faults.any().float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _move_average(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.step_count) / (10 + self.step_count))
+        with torch.no_grad():
+            averages: list[Tensor] = list(self.ema.parameters())
+            current: list[Tensor] = list(self.generator.parameters())
+            torch._foreach_lerp_(averages, current, 1.0 - decay)  # pyright: ignore
+
+    # ---------------------------------------------------------------- numbers
+
+    def _note_faults(self, loss: Tensor, norm: Tensor, first_term: int) -> None:
+        """Note on the device, agreed by all ranks, which term stopped being finite first, where and when."""
+        finite = torch.stack([torch.isfinite(loss), torch.isfinite(norm)])
+        if self._scaler_g.is_enabled():
+            finite[1] = True  # an overflow of the scaled gradient is the scaler's own business
+        bad = self.launch.largest((~finite).float() * (self.launch.rank + 1))
+        new = (bad.sum() > 0) & (self._faults.sum() == 0)
+        self._faults[first_term : first_term + 2] += bad * new
+        self._fault_step += new * (self.step_count + 1)
+
+    def raise_on_fault(self) -> None:
+        """Stop where a loss or gradient was not finite since the last look. On a GPU this waits for it.
+
+        Raises:
+            NotFinite: naming the step, the term and the rank.
+        """
+        ranks = self._faults.tolist()
+        if any(ranks):
+            where = next(i for i, rank in enumerate(ranks) if rank)
+            raise NotFinite(
+                f"{TERMS[where]} is not finite at step {int(self._fault_step)} on rank {int(ranks[where]) - 1}; no "
+                "weight has moved. Lower --lr, set --clip-grad 1, or try --mixed-precision no"
+            )
+
+    def read(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean over ranks of a step's losses, as numbers. Collective; on a GPU it waits for the step."""
+        values = self.launch.mean(torch.stack([value.float() for value in losses.values()]))
+        return dict(zip(losses, values.tolist(), strict=True)) | {"lr": self.optimizer_g.param_groups[0]["lr"]}
+
+    def _set_learning_rates(self) -> None:
+        factor = schedule(self.config.lr_schedule, self.step_count, self.total_steps)
+        rates = (self.config.lr, self.config.lr_d or self.config.lr)
+        for optimizer, rate in zip((self.optimizer_g, self.optimizer_d), rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+    # ---------------------------------------------------------------- weights
+
+    def averaged(self) -> nn.Module:
+        """The generator to evaluate and to use: averaged weights, statistics averaged over ranks. Collective."""
+        self._average_statistics()
+        source = self.generator.parameters() if self.config.ema_decay == 0 else ()
+        with torch.no_grad():
+            for mine, theirs in zip(self.ema.parameters(), source, strict=False):
+                mine.copy_(theirs)
+            for mine, theirs in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+                mine.copy_(theirs)
+        return self.ema
+
+    def _average_statistics(self) -> None:
+        """Make the running statistics of batch norm the ranks' mean, where each rank kept its own."""
+        for network in (self.generator, self.discriminator):
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    self.launch.mean(buffer)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything that shapes the next step: tensors by group, and the rest as JSON. Collective."""
+        tensors = {
+            "ema": dict(self.averaged().state_dict()),
+            "generator": dict(self.generator.state_dict()),
+            "discriminator": dict(self.discriminator.state_dict()),
+            "optimizer_g": _optimizer_tensors(self.optimizer_g),
+            "optimizer_d": _optimizer_tensors(self.optimizer_d),
+        }
+        scalers = {"scaler_g": self._scaler_g.state_dict(), "scaler_d": self._scaler_d.state_dict()}
+        return tensors, {"step": self.step_count, **scalers}
+
+    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Go back to a saved state, bit for bit."""
+        self.step_count = int(state["step"])
+        self.ema.load_state_dict(tensors["ema"])
+        self.generator.load_state_dict(tensors["generator"])
+        self.discriminator.load_state_dict(tensors["discriminator"])
+        _load_optimizer(self.optimizer_g, tensors["optimizer_g"])
+        _load_optimizer(self.optimizer_d, tensors["optimizer_d"])
+        self._scaler_g.load_state_dict(state["scaler_g"])
+        self._scaler_d.load_state_dict(state["scaler_d"])
+
+    # ---------------------------------------------------------------- parts
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        """On the device, in the layout that its convolutions are fastest in."""
+        return network.to(self.launch.device).to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+
+    def _distribute(self, network: nn.Module) -> nn.Module:
+        if self.launch.world == 1:
+            return network
+        return DistributedDataParallel(
+            network,
+            device_ids=[self.launch.device] if self.launch.device.type == "cuda" else None,
+            broadcast_buffers=False,  # batch statistics are synchronised or averaged by us
+            gradient_as_bucket_view=True,
+            static_graph=self.config.gradient_accumulation_steps == 1,
+        )
+
+    def _reducing(self, network: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """Reduce gradients over ranks with the last micro-batch only."""
+        if last or not isinstance(network, DistributedDataParallel):
+            return nullcontext()
+        return network.no_sync()
+
+    def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
+        return torch.optim.Adam(network.parameters(), lr=rate, betas=self.config.betas, fused=True)
+
+
+def schedule(kind: str, step: int, total: int) -> float:
+    """Factor of the learning rate at a step counted from 0, of `total`."""
+    if kind == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * step / total))
+    if kind == "tail":
+        return min(1.0, (total - step) / max(1.0, total / 5))
+    return 1.0
+
+
+@contextmanager
+def _kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are: a batch completed twice must be counted once."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [module.momentum for module in norms]
+    try:
+        for module in norms:
+            module.momentum = 0.0
+        yield
+    finally:
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: "PARAMETER.NAME". Rates and decays are the config's."""
+    state: Mapping[int, Mapping[str, Tensor]] = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": tensor for number, entry in state.items() for name, tensor in entry.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def count_parameters(parameters: Iterable[Tensor]) -> int:
+    """Numbers in a network."""
+    return sum(parameter.numel() for parameter in parameters)

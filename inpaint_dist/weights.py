@@ -1,0 +1,83 @@
+"""generator.safetensors: a generator's weights for use, with what is needed to build it, and its model card."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from inpaint_dist.config import generator_from_json, to_json
+from inpaint_dist.errors import UserError
+from inpaint_dist.models import GeneratorConfig
+
+GENERATOR = "generator.safetensors"
+BEST = "generator-best.safetensors"
+_KIND = "inpaint_dist generator 1"
+
+
+def export_generator(path: Path, config: GeneratorConfig, weights: Mapping[str, Tensor], **about: object) -> None:
+    """Write a generator's weights; `about` is told by whoever looks at the file (step, recipe, scores …)."""
+    metadata = {"kind": _KIND, "generator": json.dumps(to_json(config))}
+    metadata |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+    temporary = path.with_name(f".{path.name}.part")
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, temporary, metadata)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_generator(source: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dict[str, str]]:
+    """Read a generator from its file, or from a run folder: its config, its weights, and what is told about it.
+
+    Raises:
+        UserError: where there is none, or the file is damaged or of another kind.
+    """
+    path = source / GENERATOR if source.is_dir() else source
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a run folder with a {GENERATOR}, or such a file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, str] = file.metadata() or {}
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+    if about.get("kind") != _KIND:
+        raise UserError(f"{path}: not a generator of this version of inpaint_dist (kind {about.get('kind')!r})")
+    return generator_from_json(about["generator"]), weights, about
+
+
+def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Put weights into a network.
+
+    Raises:
+        UserError: where they belong to another network.
+    """
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"{source}: its weights fit another network ({first[:160]})") from error
+
+
+def write_card(path: Path, *, recipe: str, parameters: int, step: int, size: int, scores: Mapping[str, float]) -> None:
+    """Write the model card beside the weights: what it is, what it takes and gives, how it was made."""
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) or "not evaluated"
+    path.write_text(
+        f"""# Generator of an inpainting GAN, recipe `{recipe}`
+
+Weights: `{GENERATOR}` (moving average of training, {parameters:,} numbers), after {step:,} steps on {size} x {size}
+pixels.
+
+- In: photo (B, 3, H, W), RGB in [-1, 1], 0 in the hole; mask (B, 1, H, W), 1 = hole, 0 = known.
+- Out: a whole picture (B, 3, H, W) in [-1, 1]; paste it into the hole.
+- Use: `python -m inpaint_dist.inpaint {path.parent} --image PHOTO --mask MASK --out OUT`, or in Python
+  `Inpainter.load("{path.parent}")(image, mask)` from `inpaint_dist.inpaint`.
+- Validation set: {figures}.
+- Fills what the photos it saw teach it to expect; it does not know what was behind the hole.
+
+Made by inpaint_dist; `config.json` and `command.txt` beside this file say how.
+"""
+    )
