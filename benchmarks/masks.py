@@ -1,0 +1,66 @@
+"""Masks per CPU-second: each family drawn at 256 and 512, against reading a stored 1-bit mask. One thread.
+
+python -m benchmarks.masks
+"""
+
+from functools import partial
+
+import cv2
+import numpy as np
+
+from benchmarks.report import interleaved, write_report
+from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
+from inpaint_dist.data.packed_masks import decode_packed_mask, encode_mask
+
+COUNT = 200
+ROUNDS = 9
+SIZES = (256, 512)
+
+
+def main() -> None:
+    cv2.setNumThreads(1)
+    figures = {str(size): measure(size) for size in SIZES}
+    for size, rates in figures.items():
+        print(f"masks per CPU-second at {size}")
+        for name, rate in rates.items():
+            print(f"  {name:<20}{rate:>9,}")
+    write_report("masks", figures, unit="masks per CPU-second", masks_a_round=COUNT, rounds=ROUNDS, threads=1)
+
+
+def measure(size: int) -> dict[str, int]:
+    """Masks per CPU-second by what is done; drawing includes the generator that a mask's key gives."""
+    masks = [draw_mask("lama-train", size, size, mask_rng(index)) for index in range(COUNT)]
+    stored = [encode_mask(mask) for mask in masks]
+
+    def draw(family: str) -> None:
+        for index in range(COUNT):
+            draw_mask(family, size, size, mask_rng(family, size, 0, index))
+
+    def make_generators() -> None:
+        for index in range(COUNT):
+            mask_rng("lama-train", size, 0, index)
+
+    def encode() -> None:
+        for mask in masks:
+            encode_mask(mask)
+
+    def read_packed_bits() -> None:
+        for data in stored:
+            decode_packed_mask(data, "stored")
+
+    def read_with_opencv() -> None:
+        for data in stored:
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+    drawn = {f"draw {family}": partial(draw, family) for family in FAMILIES}
+    rest = {
+        "generator alone": make_generators,
+        "encode lama-train": encode,
+        "read packed bits": read_packed_bits,
+        "read with OpenCV": read_with_opencv,
+    }
+    return {name: round(COUNT / seconds) for name, seconds in interleaved(ROUNDS, drawn | rest).items()}
+
+
+if __name__ == "__main__":
+    main()
