@@ -3,6 +3,7 @@
 python -m benchmarks.masks
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import cv2
@@ -19,16 +20,16 @@ SIZES = (256, 512)
 
 def main() -> None:
     cv2.setNumThreads(1)
-    figures = {str(size): measure(size) for size in SIZES}
-    for size, rates in figures.items():
-        print(f"masks per CPU-second at {size}")
-        for name, rate in rates.items():
-            print(f"  {name:<20}{rate:>9,}")
+    work = {f"{name} at {size}": run for size in SIZES for name, run in work_at(size).items()}
+    figures = {name: round(COUNT / seconds) for name, seconds in interleaved(ROUNDS, work).items()}
+    print("masks per CPU-second")
+    for name, rate in figures.items():
+        print(f"  {name:<26}{rate:>9,}")
     write_report("masks", figures, unit="masks per CPU-second", masks_a_round=COUNT, rounds=ROUNDS, threads=1)
 
 
-def measure(size: int) -> dict[str, int]:
-    """Masks per CPU-second by what is done; drawing includes the generator that a mask's key gives."""
+def work_at(size: int) -> dict[str, Callable[[], None]]:
+    """What is timed, COUNT masks each; drawing includes the generator that a mask's key gives."""
     masks = [draw_mask("lama-train", size, size, mask_rng(index)) for index in range(COUNT)]
     stored = [encode_mask(mask) for mask in masks]
 
@@ -52,14 +53,13 @@ def measure(size: int) -> dict[str, int]:
         for data in stored:
             cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
 
-    drawn = {f"draw {family}": partial(draw, family) for family in FAMILIES}
-    rest = {
+    return {
+        **{f"draw {family}": partial(draw, family) for family in FAMILIES},
         "generator alone": make_generators,
         "encode lama-train": encode,
         "read packed bits": read_packed_bits,
         "read with OpenCV": read_with_opencv,
     }
-    return {name: round(COUNT / seconds) for name, seconds in interleaved(ROUNDS, drawn | rest).items()}
 
 
 if __name__ == "__main__":
