@@ -111,7 +111,7 @@ def from_json(wanted: Any, plain: Any) -> Any:
     Raises:
         UserError: where a value fits nothing, as from another version.
     """
-    if dataclasses.is_dataclass(wanted):
+    if isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
         hints = typing.get_type_hints(wanted)
         values = {key: value for key, value in plain.items() if key != "type"}
         unknown = values.keys() - hints.keys()

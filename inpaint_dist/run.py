@@ -41,6 +41,18 @@ class Run:
             "save": interval(config.checkpoint_every, self.total),
         }
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Close what is reported to, with how the run ended."""
+        if error is not None:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self.tracker.message(f"stopped: {'interrupted' if interrupted else error or kind}")
+            self.tracker.close("interrupted" if interrupted else "failed")
+        else:
+            self.tracker.close("finished")
+
     def say(self, *lines: str) -> None:
         """Tell the user, once."""
         for line in lines:
@@ -82,6 +94,7 @@ class Run:
             values["memory_gib"] = torch.cuda.max_memory_allocated(self.launch.device) / 2**30
         self.tracker.report(step, values)
         self.tracker.plot()
+        self.meter.skip()
 
     def draw(self, step: int) -> None:
         """Draw photo, masked, prediction and composite of fixed samples, with the averaged weights."""
@@ -148,7 +161,6 @@ class Run:
             f"done: {self.total} steps. Curves {self.folder}/plots/losses.png, pictures {self.folder}/samples/, "
             f"weights {self.folder}/{GENERATOR}, checkpoints {self.folder}/checkpoints/"
         )
-        self.tracker.close("finished")
 
     def _export(self, name: str, step: int) -> None:
         if self.launch.is_main:

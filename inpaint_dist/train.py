@@ -29,20 +29,20 @@ def train(config: TrainConfig) -> None:
             say_and_leave(config, launch, start, sources, notes)
             return
         prepare(config, shape, start, launch)
-        run = Run(config, sources, trainer, launch, start)
-        run.say(*notes)
-        run.restore()
-        for step, batch in run.batches():
-            losses = trainer.step(batch, measure=run.is_due("report", step))
-            if run.is_due("report", step):
-                run.report(step, losses)
-            if run.is_due("draw", step):
-                run.draw(step)
-            if run.is_due("evaluate", step):
-                run.evaluate(step)
-            if run.is_due("save", step):
-                run.save(step)
-        run.finish()
+        with Run(config, sources, trainer, launch, start) as run:
+            run.say(*notes)
+            run.restore()
+            for step, batch in run.batches():
+                losses = trainer.step(batch, measure=run.is_due("report", step))
+                if run.is_due("report", step):
+                    run.report(step, losses)
+                if run.is_due("draw", step):
+                    run.draw(step)
+                if run.is_due("evaluate", step):
+                    run.evaluate(step)
+                if run.is_due("save", step):
+                    run.save(step)
+            run.finish()
 
 
 def open_data(config: TrainConfig, launch: Launch) -> Sources:
