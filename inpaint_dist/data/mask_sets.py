@@ -33,7 +33,7 @@ from inpaint_dist.errors import UsageError, UserError
 LISTING = "masks.jsonl"
 SETTINGS = "settings.json"
 MOST_MASKS = 1_000_000  # what six digits number
-_CHUNK = 256  # masks that a worker draws at a time: a tenth of a second's work
+_CHUNK = 256  # masks that a worker draws at a time: well under a second's work
 _LINE_EVERY = 30.0  # seconds between lines of progress where stderr is no terminal
 
 
@@ -54,7 +54,7 @@ class MaskSetConfig:
     hole_ratio: tuple[float, float] | None = None
     """Smallest and largest share of the picture that may be hole, such as 0.1 0.5."""
     workers: int = 0
-    """Processes that draw; 0 and 1 draw in this one, which is as quick below some ten thousand masks."""
+    """Processes that draw; 0 and 1 draw in this one, which is quicker for a few thousand masks."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn, in the words of the flags."""
