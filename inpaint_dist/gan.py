@@ -80,7 +80,7 @@ class InpaintingGAN:
         else:
             real, fake = self.discriminator(batch.image), self.discriminator(fake_image)
         total = self.adversarial.discriminator(real, fake)
-        return DiscriminatorLosses(total, real.detach().float().mean(), fake.detach().float().mean())
+        return DiscriminatorLosses(total, *(scores.detach().to(total.dtype).mean() for scores in (real, fake)))
 
     def generator_loss(self, batch: Batch, completion: Completion) -> GeneratorLosses:
         """G's loss: near the photo inside the hole, and a photo to D. D must be frozen by whoever steps."""

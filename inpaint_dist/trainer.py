@@ -125,10 +125,10 @@ class Trainer:
         completions = list(self._completions(parts))
         losses = self._step_discriminator(parts, completions)
         losses |= self._step_generator(parts, completions, measure=measure)
-        self._move_average()
-        self.step_count += 1
         if self.launch.device.type == "cpu":
             self.raise_on_fault()
+        self._move_average()
+        self.step_count += 1
         return losses
 
     def _completions(self, parts: list[Batch]) -> Iterator[Completion]:

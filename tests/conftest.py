@@ -1,0 +1,63 @@
+"""What several tests stand on: small shards, and training run in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from inpaint_dist import train
+from inpaint_dist.data.mask_sets import MaskSetConfig, make_masks
+from inpaint_dist.data.sharding import ShardingConfig, make_shards
+
+SIZE = 32
+TINY = ("--generator.channels", "4", "8", "--discriminator.channels", "4", "8", "--report-to", "none", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Bit-for-bit promises hold at equal threads."""
+    torch.set_num_threads(1)
+
+
+def write_photos(folder: Path, count: int, size: int = SIZE) -> Path:
+    """Smooth colourful photos, each its own."""
+    folder.mkdir(parents=True)
+    y, x = np.mgrid[0:size, 0:size] / size
+    for number in range(count):
+        waves = [127 + 120 * np.sin(6 * (x * (number + 1) + y * channel) + number) for channel in (1, 2, 3)]
+        cv2.imwrite(str(folder / f"photo_{number:02d}.png"), np.stack(waves, axis=2).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """11 training and 5 validation photos of 32 pixels in shards of 4."""
+    root = tmp_path_factory.mktemp("shards")
+    make_masks(MaskSetConfig(out=root / "masks", count=7, size=SIZE, workers=1))
+    make_shards(
+        ShardingConfig(
+            photos=(str(write_photos(root / "photos", 11)),),
+            val=(str(write_photos(root / "val", 5)),),
+            masks=(str(root / "masks"),),
+            out=root / "shards",
+            size=SIZE,
+            samples_per_shard=4,
+            masks_per_photo=2,
+            workers=1,
+        )
+    )
+    return root / "shards"
+
+
+@pytest.fixture
+def run_train(shards: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Train tiny networks on the small shards; returns the run folder."""
+
+    def run(*flags: str, recipe: str = "unet", name: str = "run") -> Path:
+        train.main([recipe, "--shards", str(shards), "--output-dir", str(tmp_path / name), *TINY, *flags])
+        return tmp_path / name
+
+    return run
