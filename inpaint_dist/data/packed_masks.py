@@ -13,6 +13,7 @@ from inpaint_dist.data.headers import PNG_SIGNATURE
 
 _IDAT = 33  # after the signature (8) and IHDR (4 + 4 + 13 + 4)
 _LARGEST_SIDE = 1 << 15
+_LEVEL = 7  # 9 takes 3 to 7 times as long for at most 7 % fewer bytes
 
 
 def encode_mask(mask: npt.NDArray[np.uint8]) -> bytes:
@@ -25,7 +26,7 @@ def encode_mask(mask: npt.NDArray[np.uint8]) -> bytes:
         (
             PNG_SIGNATURE,
             _chunk(b"IHDR", size),
-            _chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
+            _chunk(b"IDAT", zlib.compress(rows.tobytes(), _LEVEL)),
             _chunk(b"IEND", b""),
         )
     )
