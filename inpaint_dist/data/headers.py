@@ -3,7 +3,6 @@
 Everything here reads bytes that may be hostile: offsets are checked, nothing is allocated by a size that a file claims.
 """
 
-import re
 import struct
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -13,7 +12,6 @@ _TIFF_BYTE_ORDERS = {b"II*\x00": "<", b"MM\x00*": ">"}
 _ORIENTATION, _IMAGE_WIDTH, _IMAGE_LENGTH = 274, 256, 257
 _IFD_FORMATS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG: the types in which sizes and the orientation come
 _STAND_ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length: TEM, RST0-7, SOI
-_AFTER_ENTROPY = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 _KEPT_SEGMENTS = {0xE0, 0xEE}  # JFIF, and Adobe's: without it a decoder may take the wrong colour space
 # AVIF says by two boxes what EXIF says by one number: quarter turns to the left, then a mirror (0 up-down, 1 sideways).
 _AVIF_ORIENTATIONS = {
@@ -174,11 +172,14 @@ def jpeg_without_metadata(data: bytes) -> bytes:
 
 def _end_of_image(data: bytes, at: int) -> int:
     """The byte after the end marker, from inside the first scan: what a camera hung on after it is not the picture."""
-    while match := _AFTER_ENTROPY.search(data, at):
-        marker = data[match.end() - 1]
+    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
+        marker = data[at + 1]
         if marker == 0xD9:
-            return match.end()
-        at = match.end()
-        if marker not in _STAND_ALONE:
-            at += int.from_bytes(data[at : at + 2], "big")
+            return at + 2
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker == 0 or marker in _STAND_ALONE:  # a pixel's own 0xFF, or a restart within the scan
+            at += 2
+        else:  # tables and scans of a progressive JPEG
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise ValueError("a JPEG without an end")
