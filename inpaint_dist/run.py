@@ -17,7 +17,7 @@ from inpaint_dist.run_folder import Start, read_checkpoint
 from inpaint_dist.tracking.meter import Meter
 from inpaint_dist.tracking.tracker import NullTracker, Tracker
 from inpaint_dist.trainer import Trainer, count_parameters
-from inpaint_dist.weights import BEST, GENERATOR, export_generator, load_into, read_generator, write_card
+from inpaint_dist.weights import BEST, GENERATOR, export_generator, write_card
 
 GRID_ROWS = 6
 BEST_BY = "psnr"
@@ -59,14 +59,10 @@ class Run:
             self.tracker.message(line)
 
     def restore(self) -> None:
-        """Go back to the checkpoint that the run starts from, or take over another run's generator."""
+        """Go back to the checkpoint that the run starts from, if there is one."""
         if (saved := read_checkpoint(self.start)) is not None:
             self.trainer.load_state(saved.tensors, saved.state["trainer"])
             self.scores, self.best = saved.state["scores"], saved.state["best"]
-        elif self.config.init_from is not None:
-            _, weights, _ = read_generator(self.config.init_from)
-            load_into(self.trainer.generator, weights, self.config.init_from)
-            load_into(self.trainer.ema, weights, self.config.init_from)
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """The steps to do, counted from 1, each with this rank's part of its global batch."""

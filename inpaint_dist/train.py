@@ -4,6 +4,8 @@ import difflib
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from inpaint_dist import cli
 from inpaint_dist.batch import check
 from inpaint_dist.config import SECTIONS, TrainConfig, shaping
@@ -15,6 +17,7 @@ from inpaint_dist.recipes import RECIPES
 from inpaint_dist.run import Run
 from inpaint_dist.run_folder import Start, find_start, prepare
 from inpaint_dist.trainer import Trainer, count_parameters
+from inpaint_dist.weights import load_into, read_generator
 
 
 def train(config: TrainConfig) -> None:
@@ -23,7 +26,7 @@ def train(config: TrainConfig) -> None:
         sources = open_data(config, launch)
         shape = shaping(config, dataset=sources.fingerprint, global_batch=sources.loader.global_batch)
         start = find_start(config, shape, launch)
-        trainer = build_trainer(config, launch, sources)
+        trainer = build_trainer(config, launch, sources, start)
         notes = [*start.notes, *describe(config, launch, sources, trainer)]
         if config.dry_run or start.step >= sources.total_steps:
             say_and_leave(config, launch, start, sources, notes)
@@ -57,14 +60,12 @@ def open_data(config: TrainConfig, launch: Launch) -> Sources:
     )
 
 
-def build_trainer(config: TrainConfig, launch: Launch, sources: Sources) -> Trainer:
-    """Build the networks from the seed, the same on every rank, and what steps them.
+def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: Start) -> Trainer:
+    """Build the networks from the seed, or from --init-from, the same on every rank, and what steps them.
 
     Raises:
-        UsageError: where the pictures do not fit the generator.
+        UserError: where the pictures do not fit the generator, or the weights to start from do not.
     """
-    import torch
-
     torch.manual_seed(config.seed)
     generator, discriminator = config.generator.build(), config.discriminator.build()
     if sources.size % generator.size_multiple:
@@ -72,6 +73,9 @@ def build_trainer(config: TrainConfig, launch: Launch, sources: Sources) -> Trai
             f"pictures of {sources.size} pixels do not fit the generator, which halves them to a whole number only "
             f"from multiples of {generator.size_multiple}: make shards of such a --size, or give fewer channels"
         )
+    if config.init_from is not None and start.checkpoint is None:
+        _, weights, _ = read_generator(config.init_from)
+        load_into(generator, weights, config.init_from)
     return Trainer(
         config.trainer,
         generator,

@@ -52,6 +52,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "shards"
 
 
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Flags of networks that train in milliseconds, alone."""
+    return TINY
+
+
 @pytest.fixture
 def run_train(shards: Path, tmp_path: Path) -> Callable[..., Path]:
     """Train tiny networks on the small shards; returns the run folder."""

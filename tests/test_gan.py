@@ -14,7 +14,12 @@ def a_game(**objective: object) -> tuple[InpaintingGAN, nn.Module, nn.Module, Ba
     image = torch.rand(4, 3, 16, 16) * 2 - 1
     mask = torch.zeros(4, 1, 16, 16)
     mask[..., 4:12, 4:12] = 1
-    return InpaintingGAN(generator, discriminator, ObjectiveConfig(**objective)), generator, discriminator, Batch(image, mask)
+    return (
+        InpaintingGAN(generator, discriminator, ObjectiveConfig(**objective)),
+        generator,
+        discriminator,
+        Batch(image, mask),
+    )
 
 
 def test_the_discriminators_loss_gives_the_generator_no_gradient():

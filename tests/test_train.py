@@ -1,0 +1,212 @@
+"""Training end to end, on small shards with tiny networks."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from inpaint_dist import checkpoint, train
+from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.recipes import RECIPES
+from inpaint_dist.weights import read_generator
+
+Runner = Callable[..., Path]
+ROOT = Path(__file__).parents[1]
+
+
+def history(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+def checkpoint_digest(run: Path, step: int) -> dict[str, str]:
+    manifest = json.loads((run / "checkpoints" / f"step-{step:07d}" / "MANIFEST.json").read_text())
+    return {name: file["sha256"] for name, file in manifest["files"].items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_leaves_a_whole_run_folder(recipe: str, run_train: Runner):
+    run = run_train("--max-steps", "4", "--report-every", "2", "--batch-size", "2", recipe=recipe)
+    assert [row["step"] for row in history(run)] == [1, 2, 3, 4]
+    last = history(run)[-1]
+    assert last.keys() >= {"g/loss", "g/reconstruction", "g/adversarial", "d/loss", "d/real", "d/fake", "val/psnr"}
+    assert last.keys() >= {"grad/reconstruction", "grad/adversarial", "images_per_second", "data_wait", "lr"}
+    for name in ("config.json", "command.txt", "env.json", "log.txt", "README.md", "generator-best.safetensors"):
+        assert (run / name).stat().st_size > 0
+    assert cv2.imread(str(run / "plots/losses.png")) is not None
+    assert cv2.imread(str(run / "samples/step-0000004.png")).shape[1] > 4 * 32
+    config, weights, about = read_generator(run)
+    assert type(config) is type(RECIPES[recipe].generator) and about["step"] == "4" and about["recipe"] == recipe
+    ema = load_file(run / "checkpoints/step-0000004/ema.safetensors")
+    assert all(torch.equal(weights[name], ema[name]) for name in ema)
+
+
+def test_epochs_become_steps_and_the_last_one_is_saved(run_train: Runner):
+    run = run_train("--epochs", "3", "--batch-size", "4", "--checkpoint-every", "100")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000001", "step-0000009"] or (
+        run / "checkpoints/step-0000009"
+    ).is_dir()  # ceil(3 x 11 / 4); the best is kept beside it
+    assert history(run)[-1]["step"] == 9
+
+
+def command(shards: Path, run: Path, *flags: str) -> list[str]:
+    place = ["--shards", str(shards), "--output-dir", str(run)]
+    return [sys.executable, "-m", "inpaint_dist.train", "unet", *place, *flags]
+
+
+def test_a_run_killed_with_9_and_continued_by_the_same_command_ends_in_the_same_bits(
+    shards: Path, tmp_path: Path, tiny: tuple[str, ...]
+):
+    flags = ("--max-steps", "40", "--checkpoint-every", "20", "--eval-every", "40", "--batch-size", "2")
+    flags += ("--sample-every", "40", "--report-every", "1", *tiny)
+    subprocess.run(command(shards, tmp_path / "whole", *flags), check=True, capture_output=True, cwd=ROOT)
+    broken = command(shards, tmp_path / "broken", *flags)
+    process = subprocess.Popen(broken, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    deadline = time.monotonic() + 120
+    log = tmp_path / "broken/history.jsonl"
+    while time.monotonic() < deadline and not (
+        (tmp_path / "broken/checkpoints/step-0000020").is_dir() and len(log.read_text().splitlines()) > 21
+    ):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "broken/checkpoints/step-0000040").exists(), "killed too late to show anything"
+    again = subprocess.run(broken, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert "going on from" in again.stdout + again.stderr
+    assert checkpoint_digest(tmp_path / "whole", 40) == checkpoint_digest(tmp_path / "broken", 40)
+    timing = ("images_per_second", "data_wait", "eta_seconds")
+    rows = [
+        [{k: v for k, v in row.items() if k not in timing} for row in history(tmp_path / name)]
+        for name in ("whole", "broken")
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_run_resumed_at_any_place_of_an_epoch_ends_in_the_same_bits(run_train: Runner, stop: int):
+    """11 samples in batches of 4: step 1 is the first, 2 mid-epoch, 3 straddles two epochs, 5 lies in the second."""
+    same = ("--batch-size", "4", "--eval-every", "99", "--sample-every", "99", "--lr-schedule", "constant")
+    same += ("--mask-source", "pool")
+    whole = run_train("--max-steps", "6", *same, name="whole")
+    run_train("--max-steps", str(stop), *same, "--workers", "0", name="parts")
+    parts = run_train("--max-steps", "6", *same, "--workers", "2", name="parts")
+    assert checkpoint_digest(whole, 6) == checkpoint_digest(parts, 6)
+
+
+def test_a_complete_run_is_left_alone_and_says_what_can_be_done(run_train: Runner, capsys):
+    run = run_train("--max-steps", "2")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    capsys.readouterr()
+    run_train("--max-steps", "2")
+    said = capsys.readouterr().out
+    assert "complete" in said and "--overwrite" in said and "--output-dir" in said
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_another_run_in_the_folder_is_refused_with_the_differing_keys_and_replaced_on_demand(run_train: Runner):
+    run = run_train("--max-steps", "2")
+    with pytest.raises(UsageError, match=r"seed 0 → 1.*trainer.lr 0.001 → 0.01") as refused:
+        run_train("--max-steps", "2", "--seed", "1", "--lr", "0.01")
+    assert "--overwrite" in str(refused.value)
+    run_train("--max-steps", "1", "--seed", "1", "--overwrite")
+    assert [row["step"] for row in history(run)] == [1]
+
+
+def test_files_that_are_no_run_are_never_removed(run_train: Runner, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/precious.txt").write_text("mine")
+    for flags in ((), ("--overwrite",)):
+        with pytest.raises(UsageError, match="no run"):
+            run_train("--max-steps", "1", *flags)
+    assert (tmp_path / "run/precious.txt").read_text() == "mine"
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(run_train: Runner, capsys):
+    run = run_train("--max-steps", "4", "--checkpoint-every", "2", "--eval-every", "99")
+    expected = checkpoint_digest(run, 4)
+    (run / "checkpoints/step-0000004/ema.safetensors").write_bytes(b"rotten")
+    capsys.readouterr()
+    run_train("--max-steps", "4", "--checkpoint-every", "2", "--eval-every", "99")
+    said = capsys.readouterr()
+    assert "passed over step-0000004" in said.out + said.err
+    assert checkpoint_digest(run, 4) == expected
+
+
+def test_a_dry_run_writes_nothing(run_train: Runner, capsys):
+    run = run_train("--max-steps", "3", "--dry-run")
+    assert not run.exists()
+    assert "3 steps would run" in capsys.readouterr().out
+
+
+def test_a_run_starts_from_another_ones_generator(run_train: Runner):
+    first = run_train("--max-steps", "2", name="first")
+    run = run_train("--max-steps", "1", "--init-from", str(first), "--lr", "1e-12", name="second")
+    a, b = (load_file(path / "generator.safetensors") for path in (first, run))
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a if name.endswith(("weight", "bias")))
+    with pytest.raises(UserError, match="fit another network"):
+        run_train("--max-steps", "1", "--init-from", str(first), "--generator.channels", "4", "4", name="third")
+
+
+def test_one_batch_trained_again_and_again_is_learned(run_train: Runner):
+    run = run_train(
+        "--overfit-one-batch", "--max-steps", "150", "--lr", "0.01", "--report-every", "15", "--batch-size", "2",
+        "--eval-every", "999", "--generator.channels", "16", "16", recipe="seed",
+    )  # fmt: skip
+    losses = [row["g/reconstruction"] for row in history(run) if "g/reconstruction" in row]
+    assert losses[-1] < 0.4 * losses[0]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_validation_samples_training_samples_are_drawn_and_nothing_is_evaluated(
+    shards: Path, tmp_path: Path, tiny: tuple[str, ...]
+):
+    pattern = str(shards / "train-{000000..000002}.tar")
+    place = ["--shards", pattern, "--size", "32", "--output-dir", str(tmp_path / "s")]
+    train.main(["unet", *place, "--max-steps", "2", *tiny])
+    assert (tmp_path / "s/samples/step-0000002.png").exists()
+    gc.collect()  # webdataset leaves it to the collector to close its tar files; not in the next test
+    assert not any(name.startswith("val/") for row in history(tmp_path / "s") for name in row)
+    assert "epochs are not exact" in (tmp_path / "s/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--shards", "nowhere"), "nowhere"),
+        (("--generator.channels", "4", "4", "4", "4", "4", "4"), "multiples of 64"),
+        (("--global-batch-size", "3", "--gradient-accumulation-steps", "2"), "not a multiple"),
+        (("--mixed-precision", "fp16"), "needs a GPU"),
+        (("--init-from", "nothing.safetensors"), "nothing.safetensors"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name_before_anything_is_written(
+    run_train: Runner, flags: tuple[str, ...], words: str, tmp_path: Path
+):
+    with pytest.raises(UserError, match=words):
+        run_train("--max-steps", "1", "--cpu", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_until_the_last_one(run_train: Runner, monkeypatch):
+    real, calls = checkpoint.save, []
+
+    def sometimes_full(root, step, *rest):
+        calls.append(step)
+        if step == 2:
+            raise UserError("disk full; free space")
+        return real(root, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", sometimes_full)
+    run = run_train("--max-steps", "4", "--checkpoint-every", "2", "--eval-every", "99")
+    assert calls == [2, 4]
+    assert "disk full" in (run / "log.txt").read_text()
+    assert (run / "checkpoints/step-0000004").is_dir()
