@@ -137,7 +137,7 @@ class SampleMaker:
         """Masks of the pool by the photo's key alone, each at most once; those that cannot be used are passed over."""
         chosen: dict[int, bytes] = {}
         for number in _drawn_numbers(key, len(self.masks)):
-            png = None if number in chosen else self._pooled(number)
+            png = self._pooled(number)
             if png is not None:
                 chosen[number] = png
             if len(chosen) == self.settings.masks_per_photo:

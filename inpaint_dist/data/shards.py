@@ -165,14 +165,10 @@ class ShardIndex:
             ShardError: the sample has no such member.
         """
         column = self.columns.get(extension)
-        if column is None or column.offset[i] <= 0:
+        offset = 0 if column is None else column.offset.item(i)
+        if column is None or offset <= 0:
             raise ShardError(f"{self.folder / self.shards[self.shard_of[i]].name}: {self.keys[i]} has no {extension}")
-        return Member(
-            shard=int(self.shard_of[i]),
-            offset=int(column.offset[i]),
-            size=int(column.size[i]),
-            crc32=int(column.crc32[i]),
-        )
+        return Member(shard=self.shard_of.item(i), offset=offset, size=column.size.item(i), crc32=column.crc32.item(i))
 
 
 class ShardReader:
@@ -191,12 +187,12 @@ class ShardReader:
         """
         member = self.index.member(i, extension)
         shard = self._shard(member.shard)
-        name = f"{self.index.folder / self.index.shards[member.shard].name}: {self.index.keys[i]}.{extension}"
         try:
             data = os.pread(shard.descriptor, member.size, member.offset)
         except OSError as error:
-            raise ShardError(f"{name} cannot be read ({error.strerror})") from None
+            raise ShardError(f"{self._name(i, extension)} cannot be read ({error.strerror})") from None
         if len(data) != member.size or zlib.crc32(data) != member.crc32:
+            name = self._name(i, extension)
             raise ShardError(f"{name} is damaged (its checksum does not fit); tools/check_shards.py lists all faults")
         return data
 
@@ -216,6 +212,10 @@ class ShardReader:
 
     def __setstate__(self, index: ShardIndex) -> None:
         self.__init__(index)
+
+    def _name(self, i: int, extension: str) -> str:
+        index = self.index
+        return f"{index.folder / index.shards[index.shard_of[i]].name}: {index.keys[i]}.{extension}"
 
     def _shard(self, number: int) -> "_OpenShard":
         with self._lock:

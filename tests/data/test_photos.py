@@ -241,6 +241,14 @@ def test_a_mask_gets_the_geometry_of_its_photo():
         assert not (disagree & ~border).any()
 
 
+def test_a_mask_is_sampled_at_pixel_centres():
+    """Sampled at their corners instead, it would lie half a pixel beside its photo."""
+    mask = np.zeros((90, 90), np.uint8)
+    mask[10:41, 22:57] = 255
+    assert (fit_mask(mask[:, ::-1].copy(), 30) == fit_mask(mask, 30)[:, ::-1]).all()
+    assert (fit_mask(mask, 30) == mask[1::3, 1::3]).all()
+
+
 def test_upright_undoes_what_a_camera_did():
     image = scene()
     assert (upright(image, 6) == np.rot90(image, -1)).all()  # 6: turn a quarter to the right to see it upright
