@@ -27,7 +27,7 @@ from inpaint_dist.data.samples import SampleMaker
 from inpaint_dist.data.shard_writer import PART, compact_json, write_index, write_whole
 from inpaint_dist.data.sharding_plan import Plan, ShardingConfig, make_plan
 from inpaint_dist.data.sharding_workers import Job, JobResult, run_jobs
-from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, SPLITS, ShardIndex, shard_name
+from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, SPLITS, ShardError, ShardIndex, shard_name
 from inpaint_dist.errors import UsageError, UserError
 
 __all__ = ["ShardingConfig", "ShardingReport", "make_shards"]
@@ -144,7 +144,10 @@ def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
     """
     if not (folder / INDEX_NAME).exists():
         return False
-    indexes = [ShardIndex.load(folder, split) for split in SPLITS]
+    try:
+        indexes = [ShardIndex.load(folder, split) for split in SPLITS]
+    except ShardError:
+        raise UserError(f"--out {folder} has a damaged {INDEX_NAME}: remove the folder, or name another") from None
     _refuse_others(folder, indexes[0].settings, settings)
     shards = [shard for index in indexes for shard in index.shards]
     return all(_size(folder / shard.name) == shard.bytes for shard in shards)

@@ -344,6 +344,13 @@ def test_a_finished_folder_that_lost_a_shard_is_mended(photos: Path, masks: Path
     assert everything(tmp_path / "out") == before
 
 
+def test_a_damaged_index_is_not_written_over(photos: Path, masks: Path, tmp_path: Path):
+    make(photos, masks, tmp_path / "out")
+    (tmp_path / "out/index.json").write_text("{")
+    with pytest.raises(UserError, match=r"--out .*out has a damaged index.json: remove the folder, or name another"):
+        make(photos, masks, tmp_path / "out")
+
+
 def test_an_interrupted_run_goes_on_from_the_shards_that_are_done(
     photos: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
