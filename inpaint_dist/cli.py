@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -17,6 +18,9 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from inpaint_dist.errors import EXIT_FAILURE, EXIT_USAGE, UserError
 
 Config = TypeVar("Config")
+
+PATIENCE = 5.0
+"""Seconds that the other processes of a machine give the first one to print what all of them met."""
 
 
 def parse(
@@ -57,10 +61,15 @@ def parse(
             prog=prog,
             description=description,
             registry=_registry(root, frozenset(positional), frozenset(sections), frozenset(fixed)),
+            console_outputs=speaks(),
         )
     except UserError as error:  # a config's __post_init__ refused the values
-        sys.stderr.write(f"error: {error}\n")
+        tell(error)
         raise SystemExit(EXIT_USAGE) from None
+    except SystemExit as end:  # after --help, or after what the flag library had to say
+        if end.code and not speaks():
+            time.sleep(PATIENCE)
+        raise
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -75,11 +84,30 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except UserError as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        tell(error)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
+
+
+def speaks() -> bool:
+    """Whether this process speaks for its machine: it is alone there, or the first of a distributed run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def tell(error: UserError) -> None:
+    """Print an error: once a machine where all processes meet it alike, else with the rank that met it.
+
+    The first process speaks for all. A launcher ends the others as soon as one has failed, so those wait for it to
+    have spoken; whoever is still there after that speaks for itself.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and error.on_every_rank and not speaks():
+        time.sleep(PATIENCE)
+    rank = f" on rank {os.environ.get('RANK', '?')}" if several and not (error.on_every_rank and speaks()) else ""
+    sys.stderr.write(f"error{rank}: {error}\n")
+    sys.stderr.flush()
 
 
 def _without_section(word: str, prefixes: tuple[str, ...]) -> str:

@@ -12,9 +12,12 @@ class UserError(ValueError):
     """
 
     exit_code = EXIT_FAILURE
+    on_every_rank = False
+    """Whether all processes of a run meet it alike, so that one of them may speak for all."""
 
 
 class UsageError(UserError):
     """Flags that contradict each other or this machine: the run never started."""
 
     exit_code = EXIT_USAGE
+    on_every_rank = True

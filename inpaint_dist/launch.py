@@ -84,7 +84,7 @@ class Launch:
     def wait(self) -> None:
         """Until every rank is here. Collective."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
 
 
 @contextmanager
@@ -95,7 +95,9 @@ def open_launch(config: LaunchConfig) -> Iterator[Launch]:
         UsageError: where the launcher started several processes that would not know of each other, or a precision is
             asked for that the device has not.
     """
-    on_cpu = config.cpu or not torch.cuda.is_available()
+    asked_for_cpu = config.cpu or _is_set("ACCELERATE_USE_CPU")
+    on_cpu = asked_for_cpu or not torch.cuda.is_available()
+    _refuse_processes(on_cpu=on_cpu, asked_for_cpu=asked_for_cpu)
     precision = resolve_precision(config.mixed_precision, on_cpu=on_cpu)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
     try:
@@ -141,11 +143,40 @@ def _cpu_has_amx() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def _refuse_processes(*, on_cpu: bool, asked_for_cpu: bool) -> None:
+    """Stop, before anybody waits for anybody, where this machine is not what the launcher took it for.
+
+    Without a usable GPU, `accelerate launch --multi_gpu` and torchrun start their processes all the same.
+    """
+    started, here = int(os.environ.get("WORLD_SIZE", "1")), _processes_here()
+    if started == 1:
+        return
+    if "RANK" not in os.environ:
+        raise UsageError(
+            f"WORLD_SIZE is {started}, but no launcher started this process (RANK is not set): "
+            "use `accelerate launch` or torchrun, or unset WORLD_SIZE"
+        )
+    if on_cpu and not asked_for_cpu:
+        raise UsageError(
+            f"{started} processes were started, but no GPU is usable here: use `accelerate launch --num_processes 1` "
+            "without --config_file, or add --cpu to run them on the CPU"
+        )
+    if not on_cpu and here > torch.cuda.device_count():
+        raise UsageError(
+            f"{here} processes were started on this machine, but {torch.cuda.device_count()} GPUs are usable: "
+            "lower --num_processes, or add --cpu to run them on the CPU"
+        )
+
+
 def _refuse_strangers(processes: int) -> None:
     """Stop where the launcher started N processes and each believes that it is the only one."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != processes:
         raise UsageError(
-            f"the launcher started {started} processes, but each of them runs alone (no usable GPU for each?); "
-            "use `accelerate launch --num_processes 1`, or ACCELERATE_USE_CPU=true for several processes on CPUs"
+            f"the launcher started {started} processes, but each of them runs alone, and all would write into one "
+            "folder: use `accelerate launch --num_processes 1`, or add --cpu for several processes on CPUs"
         )

@@ -1,7 +1,8 @@
 """One step of the GAN game: who is updated when, in which precision, over which ranks."""
 
+import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,12 +21,18 @@ from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.models.blocks import has_batch_statistics
 from inpaint_dist.models.sync_batchnorm import synchronise_batch_norm
 
-TERMS = ("d/loss", "d/gradient", "g/loss", "g/gradient")
+TERMS = ("batch", "d/loss", "d/gradient", "g/loss", "g/gradient")
 """What is checked to be finite before weights move, in the order of the fault tensor."""
+
+
+SMALLEST_SCALE = 2.0**-10
+"""fp16 gradients that still overflow when their loss is scaled by less than this are not a matter of scale."""
 
 
 class NotFinite(UserError):
     """A loss or gradient became NaN or infinite; no weight has moved since."""
+
+    on_every_rank = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,12 @@ class TrainerConfig:
             raise UsageError(f"--ema-decay {self.ema_decay}: give at least 0 and less than 1")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise UsageError(f"--clip-grad {self.clip_grad}: give more than 0, or leave it out")
+
+
+_OF_DDP = inspect.signature(DistributedDataParallel.__init__).parameters
+NO_BUFFER_SYNC: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OF_DDP else "broadcast_buffers": False  # torch renamed it
+}
 
 
 class Trainer:
@@ -104,7 +117,8 @@ class Trainer:
         self._scaler_g, self._scaler_d = (
             torch.amp.GradScaler(launch.device.type, enabled=launch.precision == "fp16") for _ in range(2)
         )
-        self._faults = torch.zeros(len(TERMS), device=launch.device)
+        # By term, where it was not finite: world - the first rank, and the last rank + 1; 0 where it was finite.
+        self._faults = torch.zeros(2, len(TERMS), device=launch.device)
         self._fault_step = torch.zeros((), device=launch.device, dtype=torch.int64)
 
     # ---------------------------------------------------------------- a step
@@ -121,6 +135,7 @@ class Trainer:
         """
         torch.manual_seed(mix(self.seed, self.step_count, self.launch.rank) >> 1)
         self._set_learning_rates()
+        self._note_faults([batch.image.sum() + batch.mask.sum()], "batch")
         parts = list(batch.split(self.config.gradient_accumulation_steps))
         completions = list(self._completions(parts))
         losses = self._step_discriminator(parts, completions)
@@ -149,7 +164,7 @@ class Trainer:
                 self._scaler_d.scale(losses.total / len(parts)).backward()
             means.append(torch.stack([losses.total.detach(), losses.real, losses.fake]))
         loss, real, fake = torch.stack(means).mean(0)
-        norm = self._update(self.discriminator, self.optimizer_d, self._scaler_d, loss, first_term=0)
+        norm = self._update(self.discriminator, self.optimizer_d, self._scaler_d, loss, "d")
         return {"d/loss": loss, "d/real": real, "d/fake": fake, "grad/d": norm}
 
     def _step_generator(self, parts: list[Batch], completions: list[Completion], *, measure: bool) -> dict[str, Tensor]:
@@ -166,7 +181,7 @@ class Trainer:
                 self._scaler_g.scale(losses.total / len(parts)).backward()
         self.discriminator.requires_grad_(True)
         mean = {name: torch.stack(values).mean() for name, values in means.items()}
-        norm = self._update(self.generator, self.optimizer_g, self._scaler_g, mean["g/loss"], first_term=2)
+        norm = self._update(self.generator, self.optimizer_g, self._scaler_g, mean["g/loss"], "g")
         return mean | {"grad/g": norm}
 
     def _measured(
@@ -178,7 +193,9 @@ class Trainer:
             yield f"g/{name}", term.detach()
         for name, term in losses.weighted.items() if measure else ():
             pull = torch.autograd.grad(term, completion.prediction, retain_graph=True)[0]
-            yield f"grad/{name}", torch.linalg.vector_norm(pull.float())
+            # The mean over images of one image's own pull: the same on any number of ranks and parts.
+            wide = pull.flatten(1).to(torch.promote_types(pull.dtype, torch.float32))
+            yield f"grad/{name}", len(pull) * torch.linalg.vector_norm(wide, dim=1).mean()
 
     def _update(
         self,
@@ -186,23 +203,22 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         loss: Tensor,
-        *,
-        first_term: int,
+        name: str,
     ) -> Tensor:
         """Check, clip, step. Returns the gradient's norm over all ranks' samples, before clipping."""
         scaler.unscale_(optimizer)
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        self._note_faults(loss, norm, first_term)
+        # An overflow of the scaled gradient is the scaler's own business: it skips the update and lowers the scale.
+        self._note_faults([loss, torch.zeros_like(norm) if scaler.is_enabled() else norm], f"{name}/loss")
         if self.config.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(network.parameters(), self.config.clip_grad, norm)
+        # The fused optimiser skips its update on the device where this is 1: no weight moves, and nobody waits.
+        skip = self._faults.any() | ~torch.isfinite(norm)
+        optimizer.found_inf = skip.float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
         if scaler.is_enabled():
-            scaler.step(optimizer)
             scaler.update()
-        else:
-            # The fused optimiser skips its update on the device where this is 1: no weight moves, and nobody waits.
-            optimizer.found_inf = self._faults.any().float()  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -215,29 +231,34 @@ class Trainer:
 
     # ---------------------------------------------------------------- numbers
 
-    def _note_faults(self, loss: Tensor, norm: Tensor, first_term: int) -> None:
+    def _note_faults(self, values: Sequence[Tensor], first_term: str) -> None:
         """Note on the device, agreed by all ranks, which term stopped being finite first, where and when."""
-        finite = torch.stack([torch.isfinite(loss), torch.isfinite(norm)])
-        if self._scaler_g.is_enabled():
-            finite[1] = True  # an overflow of the scaled gradient is the scaler's own business
-        bad = self.launch.largest((~finite).float() * (self.launch.rank + 1))
-        new = (bad.sum() > 0) & (self._faults.sum() == 0)
-        self._faults[first_term : first_term + 2] += bad * new
+        first, world, rank = TERMS.index(first_term), self.launch.world, self.launch.rank
+        bad = torch.stack([~torch.isfinite(value) for value in values]).float()
+        bad = self.launch.largest(torch.stack([bad * (world - rank), bad * (rank + 1)]))
+        new = bad.any() & ~self._faults.any()
+        self._faults[:, first : first + len(values)] += bad * new
         self._fault_step += new * (self.step_count + 1)
 
     def raise_on_fault(self) -> None:
         """Stop where a loss or gradient was not finite since the last look. On a GPU this waits for it.
 
         Raises:
-            NotFinite: naming the step, the term and the rank.
+            NotFinite: naming the step, the term and the rank; on all ranks alike.
         """
-        ranks = self._faults.tolist()
-        if any(ranks):
-            where = next(i for i, rank in enumerate(ranks) if rank)
-            raise NotFinite(
-                f"{TERMS[where]} is not finite at step {int(self._fault_step)} on rank {int(ranks[where]) - 1}; no "
-                "weight has moved. Lower --lr, set --clip-grad 1, or try --mixed-precision no"
-            )
+        for term, low, high in zip(TERMS, *self._faults.tolist(), strict=True):
+            if high:
+                first, last = self.launch.world - int(low), int(high) - 1
+                where = f"rank {first}" if first == last else f"ranks {first} to {last}"
+                raise NotFinite(
+                    f"{term} is not finite at step {int(self._fault_step)} on {where}; no weight has moved. "
+                    "Lower --lr, set --clip-grad 1, or try --mixed-precision no"
+                )
+        for scaler in (self._scaler_d, self._scaler_g):
+            if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+                raise NotFinite(
+                    f"gradients overflow fp16 at any scale (step {self.step_count}): try --mixed-precision no"
+                )
 
     def read(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean over ranks of a step's losses, as numbers. Collective; on a GPU it waits for the step."""
@@ -266,10 +287,14 @@ class Trainer:
 
     def _average_statistics(self) -> None:
         """Make the running statistics of batch norm the ranks' mean, where each rank kept its own."""
-        for network in (self.generator, self.discriminator):
-            for buffer in network.buffers():
-                if buffer.is_floating_point():
-                    self.launch.mean(buffer)
+        if self.launch.world == 1 or self.config.sync_batchnorm:
+            return
+        norms = [*_batch_norms(self.generator), *_batch_norms(self.discriminator)]
+        buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+        if buffers:
+            means = self.launch.mean(torch.cat(buffers)).split([len(buffer) for buffer in buffers])
+            for buffer, mean in zip(buffers, means, strict=True):
+                buffer.copy_(mean)
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything that shapes the next step: tensors by group, and the rest as JSON. Collective."""
@@ -306,7 +331,7 @@ class Trainer:
         return DistributedDataParallel(
             network,
             device_ids=[self.launch.device] if self.launch.device.type == "cuda" else None,
-            broadcast_buffers=False,  # batch statistics are synchronised or averaged by us
+            **NO_BUFFER_SYNC,  # batch statistics are synchronised or averaged by us
             gradient_as_bucket_view=True,
             static_graph=self.config.gradient_accumulation_steps == 1,
         )
@@ -333,15 +358,18 @@ def schedule(kind: str, step: int, total: int) -> float:
 @contextmanager
 def _kept_statistics(network: nn.Module) -> Iterator[None]:
     """Leave running statistics as they are: a batch completed twice must be counted once."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [module.momentum for module in norms]
+    norms = [norm for norm in _batch_norms(network) if norm.track_running_stats]
     try:
-        for module in norms:
-            module.momentum = 0.0
+        for norm in norms:
+            norm.track_running_stats = False
         yield
     finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -351,9 +379,12 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, name = key.split(".", 1)
+        if tensor.ndim:  # the fused update walks parameter and moments side by side in memory: their layout must agree
+            tensor = torch.empty_like(parameters[int(number)]).copy_(tensor)
         state.setdefault(int(number), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

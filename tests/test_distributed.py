@@ -1,0 +1,452 @@
+"""Several processes are one: run by this file itself on two ranks of a gloo group over loopback."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from inpaint_dist.batch import Batch
+from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet
+from inpaint_dist.data.shards import ShardIndex
+from inpaint_dist.evaluation import METRICS, evaluate
+from inpaint_dist.launch import Launch, LaunchConfig, open_launch
+from inpaint_dist.models import PatchDiscriminatorConfig, SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.models.sync_batchnorm import SyncBatchNorm2d
+from inpaint_dist.recipes import RECIPES
+from inpaint_dist.trainer import NotFinite, Trainer
+
+ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
+GENERATORS = {"seed": SeedAutoencoderConfig(channels=(4, 8)), "unet": UNetConfig(channels=(4, 8))}
+WORLD = 2
+GLOBAL_BATCH = 4
+
+
+class PlainGenerator(nn.Module):
+    """A generator without batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(8, 3, 3, padding=1))
+
+    def forward(self, masked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.layers(torch.cat([masked, mask], dim=1))
+
+
+# -------------------------------------------------------------------------------------------- what the ranks do
+
+
+def a_trainer(launch: Launch, kind: str = "unet", *, double: bool = False, **settings: Any) -> Trainer:
+    torch.manual_seed(0)
+    networks = (
+        PlainGenerator() if kind == "plain" else GENERATORS[kind].build(),
+        PatchDiscriminatorConfig(channels=(4, 8)).build(),
+    )
+    if double:
+        networks = tuple(network.double() for network in networks)
+    recipe = RECIPES["unet" if kind == "plain" else kind]
+    config = replace(recipe.trainer, **settings)
+    return Trainer(config, *networks, recipe.objective, launch, total_steps=40, seed=3)
+
+
+def some_batches(launch: Launch, shards: str, steps: int, *, double: bool = False) -> Iterator[Batch]:
+    """This rank's parts of global batches, as the loader cuts them."""
+    index = ShardIndex.load(Path(shards), "train")
+    loader = Loader(
+        DataConfig(workers=0),
+        index,
+        seed=5,
+        rank=launch.rank,
+        world=launch.world,
+        per_process=GLOBAL_BATCH // launch.world,
+        device=launch.device,
+    )
+    for batch in loader.batches(0, steps):
+        wide = torch.float64 if double else torch.float32
+        yield Batch(batch.image.to(wide), batch.mask.to(wide), batch.keys)
+
+
+def all_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    tensors, _ = trainer.state()
+    return {f"{group}.{name}": tensor.clone() for group, named in tensors.items() for name, tensor in named.items()}
+
+
+def train_steps(
+    launch: Launch, *, shards: str, kind: str, steps: int, double: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """Steps on the small shards: the losses over all ranks, the samples seen, the weights before and after."""
+    trainer = a_trainer(launch, kind, double=double, **settings)
+    start, losses, keys = all_weights(trainer), [], []
+    for batch in some_batches(launch, shards, steps, double=double):
+        step = trainer.step(batch, measure=True)
+        losses.append({name: float(launch.mean(value.clone())) for name, value in step.items()})
+        keys.append(batch.keys)
+    return {"losses": losses, "keys": keys, "start": start, "end": all_weights(trainer)}
+
+
+def reduced_bytes(launch: Launch, *, shards: str, kind: str, **settings: Any) -> dict[str, Any]:
+    """What crosses between the ranks in the third step: gradients of G and of D, and everything else."""
+    trainer, counted = a_trainer(launch, kind, **settings), {"g": 0, "d": 0, "other": 0}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def hook(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            counted[name] += bucket.buffer().nbytes
+            work = dist.group.WORLD.allreduce([bucket.buffer().div_(launch.world)])
+            return work.get_future().then(lambda done: done.value()[0])
+
+        return hook
+
+    trainer._ddp_g.register_comm_hook(None, counting("g"))
+    trainer._ddp_d.register_comm_hook(None, counting("d"))
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "broadcast", "barrier")}
+
+    def counted_call(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            tensor = arguments[1 if name == "all_gather" else 0]
+            counted["other"] += tensor.nbytes
+            return originals[name](*arguments, **named)
+
+        return call
+
+    for name in originals:
+        setattr(dist, name, counted_call(name))
+    try:
+        for batch in some_batches(launch, shards, 3):
+            counted.update(g=0, d=0, other=0)
+            trainer.step(batch)
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    sizes = {
+        n: 4 * sum(p.numel() for p in net.parameters())
+        for n, net in (("g", trainer.generator), ("d", trainer.discriminator))
+    }
+    return {"counted": counted, "parameters": sizes}
+
+
+def evaluated(launch: Launch, *, shards: str) -> dict[str, Any]:
+    validation = ValidationSet(ShardIndex.load(Path(shards), "val"), launch.device)
+    generator = a_trainer(launch, "seed").averaged()
+    mine = [key for batch in validation.batches(launch.rank, launch.world, 2) for key in batch.keys]
+    scores = evaluate(generator, validation.batches(launch.rank, launch.world, 2), launch)
+    return {"mine": mine, "all": validation.index.keys, "scores": scores}
+
+
+def own_statistics(launch: Launch, *, shards: str) -> dict[str, Any]:
+    trainer = a_trainer(launch, "unet", sync_batchnorm=False)
+    for batch in some_batches(launch, shards, 3):
+        trainer.step(batch)
+    before = {name: buffer.clone() for name, buffer in trainer.generator.named_buffers()}
+    average = {name: tensor.clone() for name, tensor in trainer.averaged().state_dict().items()}
+    return {"before": before, "averaged": average, "saved": all_weights(trainer)}
+
+
+def faulty_step(launch: Launch, *, shards: str, rank: int, where: str) -> dict[str, Any]:
+    """A good step, then one in which something is not finite on one rank alone."""
+    trainer = a_trainer(launch, "unet")
+    good, bad = some_batches(launch, shards, 2)
+    trainer.step(good)
+    before = all_weights(trainer)
+    if launch.rank == rank and where == "photo":
+        bad.image[0, 0, 3, 3] = float("nan")
+    elif launch.rank == rank:
+        trainer.gan.adversarial.generator = lambda fake: fake.mean() * float("inf")  # type: ignore[method-assign]
+    message = ""
+    try:
+        trainer.step(bad)
+    except NotFinite as error:
+        message = str(error)
+    after = all_weights(trainer)
+    trained = [
+        name for network in ("generator", "discriminator") for name, _ in getattr(trainer, network).named_parameters()
+    ]
+    moved = [name for name in before if not torch.equal(before[name], after[name]) and name.split(".", 1)[1] in trained]
+    return {"message": message, "moved": moved}
+
+
+def normalised(launch: Launch, *, sizes: list[list[int]], dtype: str, mean: float, spread: float) -> dict[str, float]:
+    """Differences of our SyncBatchNorm2d on this rank's part from BatchNorm2d on the whole, in float64."""
+    torch.manual_seed(1)
+    channels = sizes[0][1]
+    parts = [(torch.randn(size, dtype=torch.float64) * spread + mean).to(getattr(torch, dtype)) for size in sizes]
+    pulls = [torch.randn(size, dtype=torch.float64) for size in sizes]
+    whole, synced = nn.BatchNorm2d(channels, dtype=torch.float64), nn.BatchNorm2d(channels, dtype=parts[0].dtype)
+    with torch.no_grad():
+        for norm in (whole, synced):
+            norm.weight.copy_(torch.linspace(0.5, 2.0, channels))
+            norm.bias.copy_(torch.linspace(-1.0, 1.0, channels))
+    synced.__class__ = SyncBatchNorm2d
+    # One picture a column: the parts may differ in height and width, which changes nothing for batch norm.
+    flat = torch.cat([part.double().transpose(0, 1).reshape(channels, -1) for part in parts], dim=1)
+    reference = flat.T.reshape(-1, channels, 1, 1).clone().requires_grad_()
+    pull = torch.cat([p.transpose(0, 1).reshape(channels, -1) for p in pulls], dim=1).T.reshape(-1, channels, 1, 1)
+    wanted = whole(reference)
+    (wanted * pull).sum().backward()
+    mine = parts[launch.rank].clone().requires_grad_()
+    found = synced(mine)
+    (found * pulls[launch.rank].to(found.dtype)).sum().backward()
+    start = sum(part.numel() // channels for part in parts[: launch.rank])
+    here = slice(start, start + mine.numel() // channels)
+
+    def apart(own: torch.Tensor, theirs: torch.Tensor) -> float:
+        columns = own.detach().double().transpose(0, 1).reshape(channels, -1).T
+        return float((columns - theirs.detach()[here].reshape(-1, channels)).abs().max())
+
+    gradients = [launch.sum(p.grad.double()) for p in (synced.weight, synced.bias)]
+    return {
+        "output": apart(found, wanted),
+        "input gradient": apart(mine.grad, reference.grad),
+        "weight gradient": float((gradients[0] - whole.weight.grad).abs().max()),
+        "bias gradient": float((gradients[1] - whole.bias.grad).abs().max()),
+        "running mean": float((synced.running_mean - whole.running_mean).abs().max()),
+        "running variance": float((synced.running_var - whole.running_var).abs().max()),
+        "batches": float((synced.num_batches_tracked - whole.num_batches_tracked).abs()),
+    }
+
+
+def collectives(launch: Launch) -> dict[str, Any]:
+    mine = torch.tensor([1.0, 10.0]) * (launch.rank + 1)
+    return {
+        "mean": launch.mean(mine.clone()).tolist(),
+        "largest": launch.largest(mine.clone()).tolist(),
+        "sum": launch.sum(mine.clone()).tolist(),
+        "share": launch.share({"of": launch.rank, "path": Path("x")}),
+        "waited": launch.wait(),
+        "main": launch.is_main,
+    }
+
+
+def serve(folder: Path) -> None:
+    """Do what is asked on stdin, a JSON line a call, until it closes."""
+    with open_launch(LaunchConfig(cpu=True, threads=1, mixed_precision="no")) as launch:
+        for number, line in enumerate(sys.stdin):
+            call = json.loads(line)
+            try:
+                answer = {"value": globals()[call.pop("function")](launch, **call)}
+            except Exception:  # noqa: BLE001 - whatever it was, the test shall show it
+                answer = {"error": traceback.format_exc()}
+            part = folder / f"{number}-{launch.rank}.part"
+            part.write_bytes(pickle.dumps(answer))
+            part.rename(part.with_suffix(".pickle"))
+
+
+# -------------------------------------------------------------------------------------------- asking them
+
+
+class Ranks:
+    """Processes of one gloo group that run functions of this file, together."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder, 0
+        folder.mkdir(parents=True)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        self.processes = []
+        for rank in range(WORLD):
+            here: dict[str, object] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD}
+            here["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+            here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            environment = os.environ | {name: str(value) for name, value in here.items()}
+            with (folder / f"errors-{rank}.txt").open("w") as errors:
+                command = [sys.executable, __file__, str(folder)]
+                self.processes.append(
+                    subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, env=environment, text=True)
+                )
+
+    def run(self, function: Callable[..., Any], *, timeout: float = 60.0, **settings: Any) -> list[Any]:
+        """The function's result on each rank."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"function": function.__name__, **settings}) + "\n")
+            process.stdin.flush()
+        paths = [self.folder / f"{self.calls}-{rank}.pickle" for rank in range(WORLD)]
+        self.calls += 1
+        stop = time.monotonic() + timeout
+        while not all(path.exists() for path in paths) and not self._in_trouble(paths) and time.monotonic() < stop:
+            time.sleep(0.02)
+        answers = [pickle.loads(path.read_bytes()) if path.exists() else {"error": "no answer"} for path in paths]
+        if any("error" in answer for answer in answers):
+            self.kill()
+            pytest.fail("\n".join(str(answer.get("error", "")) for answer in answers) + self.errors())
+        return [answer["value"] for answer in answers]
+
+    def _in_trouble(self, paths: list[Path]) -> bool:
+        raised = any("error" in pickle.loads(path.read_bytes()) for path in paths if path.exists())
+        return raised or any(process.poll() is not None for process in self.processes)
+
+    def errors(self) -> str:
+        return "\n".join((self.folder / f"errors-{rank}.txt").read_text()[-3000:] for rank in range(WORLD))
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def close(self) -> list[int]:
+        """Let them end by themselves; their exit codes."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        return [process.wait(timeout=60) for process in self.processes]
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Ranks]]:
+    held: list[Ranks] = [Ranks(tmp_path_factory.mktemp("ranks") / "0")]
+    yield held
+    if held[-1].processes[0].poll() is None:
+        assert held[-1].close() == [0] * WORLD, held[-1].errors()
+        assert "Warning" not in held[-1].errors()
+
+
+@pytest.fixture
+def ranks(held: list[Ranks]) -> Ranks:
+    """Both ranks, started once for this file, and anew after a test that lost them."""
+    if any(process.poll() is not None for process in held[-1].processes):
+        held.append(Ranks(held[-1].folder.parent / str(len(held))))
+    return held[-1]
+
+
+def equal_on_all_ranks(answers: list[dict[str, torch.Tensor]]) -> bool:
+    return all(torch.equal(answers[0][name], other[name]) for other in answers[1:] for name in answers[0])
+
+
+def furthest(found: list[dict[str, float]], expected: list[dict[str, float]]) -> float:
+    """The largest difference of two courses of losses, relative where a loss is above 1."""
+    assert len(found) == len(expected) > 0
+    assert found[0].keys() == expected[0].keys()
+    pairs = ((a[name], b[name]) for a, b in zip(found, expected, strict=True) for name in a)
+    return max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)
+
+
+# -------------------------------------------------------------------------------------------- what must hold
+
+
+@pytest.mark.parametrize("kind", ["seed", "unet"])
+def test_two_ranks_of_two_train_as_one_process_of_four(kind: str, ranks: Ranks, shards: Path):
+    settings = {"shards": str(shards), "kind": kind, "steps": 20, "double": True}
+    first, second = ranks.run(train_steps, **settings)
+    alone = train_steps(ALONE, **settings)
+    assert [a + b for a, b in zip(first["keys"], second["keys"], strict=True)] == alone["keys"]
+    assert furthest(first["losses"], alone["losses"]) < 1e-9
+    assert equal_on_all_ranks([first["end"], second["end"]])
+    assert all(
+        torch.allclose(first["end"][name].double(), alone["end"][name].double(), atol=1e-9) for name in alone["end"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["seed", "unet"])
+def test_in_float32_the_first_step_is_that_of_one_process(kind: str, ranks: Ranks, shards: Path):
+    settings = {"shards": str(shards), "kind": kind, "steps": 1}
+    first, second = ranks.run(train_steps, **settings)
+    assert furthest(first["losses"], train_steps(ALONE, **settings)["losses"]) < 1e-5
+    assert equal_on_all_ranks([first["end"], second["end"]])
+
+
+def test_accumulated_over_two_ranks_is_the_larger_batch_without_batch_statistics(ranks: Ranks, shards: Path):
+    settings = {"shards": str(shards), "kind": "plain", "steps": 6, "double": True}
+    first, second = ranks.run(train_steps, gradient_accumulation_steps=2, **settings)
+    alone = train_steps(ALONE, **settings)
+    assert furthest(first["losses"], alone["losses"]) < 1e-9
+    assert equal_on_all_ranks([first["end"], second["end"]])
+    still = [name for name in first["start"] if torch.equal(first["start"][name], first["end"][name])]
+    assert [name for name in still if not name.startswith("optimizer")] == []
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("kind", ["plain", "unet"])
+def test_a_step_reduces_each_networks_gradients_once(kind: str, parts: int, ranks: Ranks, shards: Path):
+    """None of the discriminator's in the generator's step; what else crosses is the faults and batch norm's sums."""
+    for answer in ranks.run(reduced_bytes, shards=str(shards), kind=kind, gradient_accumulation_steps=parts):
+        counted, parameters = answer["counted"], answer["parameters"]
+        assert counted["g"] == parameters["g"]
+        assert counted["d"] == parameters["d"]
+        faults = 4 * 2 * (1 + 2 + 2)
+        channels = (8, 4, 2) if kind == "unet" else ()
+        completions = 1 if parts == 1 else 2 * parts
+        norms = sum(completions * 4 * (2 * c + 1) + parts * 4 * 2 * c for c in channels)
+        assert counted["other"] == faults + norms
+
+
+def test_evaluation_counts_each_image_once_whatever_the_ranks(ranks: Ranks, shards: Path):
+    answers = ranks.run(evaluated, shards=str(shards))
+    alone = evaluated(ALONE, shards=str(shards))
+    assert len(alone["all"]) % WORLD == 1  # the ranks have unequal shares
+    assert sorted(key for answer in answers for key in answer["mine"]) == sorted(alone["all"])
+    for answer in answers:
+        assert answer["scores"] == answers[0]["scores"]
+        assert all(abs(answer["scores"][name] - alone["scores"][name]) < 1e-5 for name in METRICS)
+
+
+def test_statistics_of_each_rank_are_averaged_before_they_are_used_or_saved(ranks: Ranks, shards: Path):
+    answers = ranks.run(own_statistics, shards=str(shards))
+    moving = [name for name in answers[0]["before"] if "running" in name]
+    assert moving
+    for name in moving:
+        one, other = (answer["before"][name] for answer in answers)
+        assert not torch.equal(one, other)
+        assert torch.allclose(answers[0]["averaged"][name], (one + other) / 2, rtol=1e-6)
+    assert equal_on_all_ranks([answer["averaged"] for answer in answers])
+    assert equal_on_all_ranks([answer["saved"] for answer in answers])
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+@pytest.mark.parametrize(("where", "term"), [("photo", "batch"), ("loss", "g/loss")])
+def test_what_is_not_finite_on_one_rank_stops_all_and_names_it(
+    where: str, term: str, rank: int, ranks: Ranks, shards: Path
+):
+    for answer in ranks.run(faulty_step, shards=str(shards), rank=rank, where=where):
+        assert f"{term} is not finite at step 2 on rank {rank};" in answer["message"]
+        assert [name for name in answer["moved"] if where == "photo" or not name.startswith("discriminator")] == []
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [[2, 3, 4, 5], [2, 3, 4, 5]],
+        [[3, 3, 4, 5], [1, 3, 2, 7]],
+        [[1, 3, 1, 1], [1, 3, 1, 1]],
+        [[4, 3, 1, 1], [1, 3, 1, 1]],
+    ],
+    ids=["even", "uneven", "one-pixel", "uneven-pixels"],
+)
+def test_our_batch_norm_over_ranks_is_torchs_over_the_whole_batch(sizes: list[list[int]], ranks: Ranks):
+    for answer in ranks.run(normalised, sizes=sizes, dtype="float64", mean=0.3, spread=1.5):
+        # Two pixels a channel are normalised to -1 and 1 whatever they are: their gradients are differences of nearly
+        # equal numbers.
+        assert all(difference < 1e-12 for difference in answer.values()), answer
+
+
+def test_batch_norm_over_ranks_keeps_a_small_variance_around_a_large_mean(ranks: Ranks):
+    """The mean of squares less the square of the mean would be below zero here, and its root not a number."""
+    for answer in ranks.run(normalised, sizes=[[4, 3, 8, 8]] * 2, dtype="float32", mean=300.0, spread=0.05):
+        assert answer["output"] < 2e-3, answer
+        assert answer["running variance"] < 1e-6, answer
+
+
+def test_collectives_give_every_rank_the_same(ranks: Ranks):
+    first, second = ranks.run(collectives)
+    assert (first["main"], second["main"]) == (True, False)
+    for answer in (first, second):
+        assert answer["mean"] == [1.5, 15.0]
+        assert answer["largest"] == [2.0, 20.0]
+        assert answer["sum"] == [3.0, 30.0]
+        assert answer["share"] == {"of": 0, "path": Path("x")}
+    alone = collectives(ALONE)
+    assert alone["mean"] == alone["largest"] == alone["sum"] == [1.0, 10.0]
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
