@@ -10,7 +10,7 @@ from inpaint_dist.trainer import TrainerConfig
 SEED = TrainConfig(
     recipe="seed",
     generator=SeedAutoencoderConfig(channels=(64, 128, 256, 512, 512)),
-    discriminator=PatchDiscriminatorConfig(channels=(64, 128, 256, 512), sigmoid=True),
+    discriminator=PatchDiscriminatorConfig(channels=(32, 64, 128, 256), sigmoid=True),
     objective=ObjectiveConfig(
         reconstruction=ReconstructionConfig(kind="l1", reduction="sum"),
         reconstruction_weight=1.0,
