@@ -22,7 +22,7 @@ from inpaint_dist.data.headers import exif_orientation
 from inpaint_dist.data.name_pairing import pair_by_name
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.photo_sources import PhotoReader, Source, find_photos, stem
-from inpaint_dist.data.photos import MASK_THRESHOLD, PhotoError, Pixels, decode_mask, decode_photo, upright
+from inpaint_dist.data.photos import MASK_THRESHOLD, PhotoError, Pixels, decode_mask, decode_photo, turn_mask
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.errors import EXIT_FAILURE, UsageError, UserError
 from inpaint_dist.weights import BEST, load_into, read_generator
@@ -317,7 +317,8 @@ def _fill_file(inpainter: Inpainter, reader: PhotoReader, task: Task, config: In
         raise PhotoError(name, f"no mask has its name in {config.mask}")
     data = reader.read(task.photo)
     image = decode_photo(data, name)
-    mask = _turned(decode_mask(reader.read(task.mask), task.mask.name), image, exif_orientation(data))
+    drawn = decode_mask(reader.read(task.mask), task.mask.name)
+    mask = turn_mask(drawn, exif_orientation(data), image.shape[1::-1], name)
     if config.invert_masks:
         mask = 255 - mask
     try:
@@ -326,15 +327,6 @@ def _fill_file(inpainter: Inpainter, reader: PhotoReader, task: Task, config: In
         raise PhotoError(name, str(error)) from None
     _write_png(task.target, filled)
     return float(np.mean(mask > 0))
-
-
-def _turned(mask: Pixels, image: Pixels, orientation: int) -> Pixels:
-    """A mask drawn on the picture as stored is turned as its photo was; one drawn on the upright picture is not.
-
-    As in shards: where its size does not tell, it was drawn on the picture as stored.
-    """
-    is_stored_size = upright(mask, orientation).shape == image.shape[:2]
-    return np.ascontiguousarray(upright(mask, orientation)) if is_stored_size else mask
 
 
 def _write_png(path: Path, image: Pixels) -> None:

@@ -46,7 +46,10 @@ def read_generator(source: Path) -> tuple[GeneratorConfig, dict[str, Tensor], di
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
     if about.get("kind") != _KIND:
         raise UserError(f"{path}: not a generator of this version of inpaint_dist (kind {about.get('kind')!r})")
-    return generator_from_json(about["generator"]), weights, about
+    try:
+        return generator_from_json(about["generator"]), weights, about
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: does not say which generator it holds ({error})") from error
 
 
 def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

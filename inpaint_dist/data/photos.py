@@ -84,6 +84,26 @@ def upright(image: Pixels, orientation: int) -> Pixels:
     return _UPRIGHT[orientation](image)
 
 
+def turn_mask(mask: Pixels, orientation: int, size: tuple[int, int], name: str) -> Pixels:
+    """Give a mask the EXIF orientation of its photo, unless its size shows that it was drawn on the upright picture.
+
+    Args:
+        mask: (H, W).
+        orientation: the photo's, 1 to 8.
+        size: width and height of the upright photo.
+        name: the photo's, for the error.
+
+    Raises:
+        PhotoError: the mask has the photo's size neither way.
+    """
+    turned = upright(mask, orientation)
+    if turned.shape == size[::-1]:
+        return np.ascontiguousarray(turned)
+    if mask.shape == size[::-1]:
+        return mask
+    raise PhotoError(name, f"the mask is {mask.shape[1]}x{mask.shape[0]} and its photo {size[0]}x{size[1]}")
+
+
 def fit_photo(image: Pixels, size: int) -> Pixels:
     """Short side to `size` with antialiasing, centre crop: (H, W, 3) → (size, size, 3).
 
@@ -124,9 +144,10 @@ def jpeg_header(data: bytes, name: str) -> tuple[int, int, str]:
         PhotoError: the header is damaged, or claims more pixels than the limit.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        rows, columns, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise PhotoError(name, f"a damaged JPEG ({error})") from None
+    height, width = int(rows), int(columns)
     _check_pixels(width, height, name)
     return height, width, colours
 
@@ -169,7 +190,7 @@ def _decode_other(data: bytes, name: str) -> Pixels:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise PhotoError(name, f"its pixels are {pixels.dtype}; 8 or 16 bits a channel can be used")
-    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    return np.asarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels, np.uint8)
 
 
 def _rgb(pixels: Pixels) -> Pixels:

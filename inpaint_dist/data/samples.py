@@ -20,7 +20,7 @@ from inpaint_dist.data.photos import (
     fit_mask,
     fit_photo,
     jpeg_header,
-    upright,
+    turn_mask,
 )
 from inpaint_dist.data.shards import PHOTO_EXTENSION, encode_mask, mask_extension
 
@@ -72,8 +72,8 @@ class _Photo(NamedTuple):
     """A photo in its final form, and what its masks need to know of it."""
 
     jpeg: bytes
-    stored_size: tuple[int, int]
-    """Width and height before it was turned upright."""
+    size: tuple[int, int]
+    """Width and height of the upright picture it was made from."""
     orientation: int
     copied: bool
 
@@ -99,8 +99,7 @@ class SampleMaker:
         own = item.masks
         chosen = self._draw(item.key) if own is None else self._own_masks(own, photo, item.source.name)
         digest = sha256(data).hexdigest()
-        turned = photo.orientation >= _TURNED
-        width, height = photo.stored_size[::-1] if turned else photo.stored_size
+        width, height = photo.size
         facts = {
             "source": item.source.name,
             "width": width,
@@ -117,16 +116,15 @@ class SampleMaker:
         size, orientation = self.settings.size, exif_orientation(data)
         if not data.startswith(JPEG_SIGNATURE):
             image = decode_photo(data, name)
-            height, width = image.shape[:2]
-            stored = (height, width) if orientation >= _TURNED else (width, height)
-            return _Photo(self._encode(image), stored, orientation, copied=False)
+            return _Photo(self._encode(image), image.shape[1::-1], orientation, copied=False)
         height, width, colours = jpeg_header(data, name)
         if (height, width, colours, orientation) == (size, size, "YCbCr", 1):
             kept = data if self.settings.keep_metadata else _stripped(data, name)
             decode_photo(kept, name)  # a copy nobody looked at could be cut short
             return _Photo(kept, (width, height), orientation, copied=True)
         image = decode_photo(data, name, at_least=2 * size)
-        return _Photo(self._encode(image), (width, height), orientation, copied=False)
+        size_upright = (height, width) if orientation >= _TURNED else (width, height)
+        return _Photo(self._encode(image), size_upright, orientation, copied=False)
 
     def _encode(self, image: Pixels) -> bytes:
         """4:2:0 as cameras write it: it decodes 1.6 times as fast as 4:4:4."""
@@ -161,7 +159,7 @@ class SampleMaker:
         chosen: list[tuple[str, bytes]] = []
         for number in numbers[: self.settings.masks_per_photo]:
             source = self.masks[number]
-            mask = _turn_with(photo, self.read_mask(number), source.name)
+            mask = turn_mask(self.read_mask(number), photo.orientation, photo.size, source.name)
             fitted = self._checked(fit_mask(mask, self.settings.size), source.name)
             chosen.append((source.name, encode_mask(fitted)))
         return chosen
@@ -183,17 +181,6 @@ class SampleMaker:
     def close(self) -> None:
         """Close the archives."""
         self._reader.__exit__()
-
-
-def _turn_with(photo: _Photo, mask: Pixels, name: str) -> Pixels:
-    """Give a mask the orientation of its photo, unless its size shows that it was drawn on the upright picture."""
-    size = (mask.shape[1], mask.shape[0])
-    if size == photo.stored_size:
-        return upright(mask, photo.orientation)
-    if photo.orientation >= _TURNED and size == photo.stored_size[::-1]:
-        return mask
-    wanted = "x".join(map(str, photo.stored_size))
-    raise PhotoError(name, f"the mask is {size[0]}x{size[1]} and its photo {wanted}")
 
 
 def _stripped(data: bytes, name: str) -> bytes:
