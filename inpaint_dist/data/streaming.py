@@ -6,9 +6,11 @@ number of shards, and each sample of an epoch goes to one rank.
 
 import random
 from collections.abc import Iterator
-from itertools import count, islice
+from copy import copy
+from itertools import count, islice, repeat
 from pathlib import Path
-from typing import Any
+from tarfile import TarError
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ WEAKER = (
 )
 _PHOTOS = ("jpg", "jpeg", "png", "webp", "bmp")
 _SHUFFLE = 500  # samples held to shuffle within a shard's neighbourhood
+_EMPTY = 8  # epochs in a row without a sample that are an error (one may be the turn of an empty shard)
 
 
 def is_stream(shards: str) -> bool:
@@ -52,8 +55,15 @@ def find_shards(pattern: str) -> list[str]:
     return [str(file) for file in files]
 
 
-class _Stream(IterableDataset[tuple[NDArray[np.uint8], NDArray[np.uint8], str]]):
-    """The endless samples of one rank, split again over its workers."""
+_Sample: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8], str]
+
+
+class _Stream(IterableDataset[_Sample | str]):
+    """The endless samples of one rank, split again over its workers; or what is wrong with them, said again and again.
+
+    A worker's exception reaches the training with a traceback in its message: what the user should read is sent as a
+    sample instead.
+    """
 
     def __init__(
         self, shards: list[str], *, mask_source: str, size: int, flip: bool, seed: int, rank: int, world: int
@@ -61,9 +71,16 @@ class _Stream(IterableDataset[tuple[NDArray[np.uint8], NDArray[np.uint8], str]])
         self.shards, self.mask_source, self.size, self.flip = shards, mask_source, size, flip
         self.seed, self.rank, self.world = seed, rank, world
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], str]]:
+    def __iter__(self) -> Iterator[_Sample | str]:
+        try:
+            yield from self._samples()
+        except (UserError, TarError, OSError, ValueError) as error:
+            yield from repeat(f"--shards: {error}")
+
+    def _samples(self) -> Iterator[_Sample]:
         info = get_worker_info()
         workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        empty = 0
         for epoch in count():
             found = False
             for sample in self._epoch(epoch, self.rank * workers + worker, self.world * workers):
@@ -72,40 +89,48 @@ class _Stream(IterableDataset[tuple[NDArray[np.uint8], NDArray[np.uint8], str]])
                 if self.flip and mask_rng("flip", self.seed, epoch, key).random() < 0.5:
                     photo, mask = photo[:, ::-1], mask[:, ::-1]
                 yield photo, mask, key
-            if not found:
+            empty = 0 if found else empty + 1
+            if empty > _EMPTY:
                 raise UserError(f"{self.shards[0]}: fewer samples than processes x workers; lower --workers")
 
     def _epoch(self, epoch: int, consumer: int, consumers: int) -> Iterator[dict[str, Any]]:
         """One consumer's part: whole shards where there are enough of them, else every n-th sample of all."""
         from webdataset.filters import shuffle
-        from webdataset.pipeline import DataPipeline
-        from webdataset.shardlists import SimpleShardList
-        from webdataset.tariterators import tarfile_to_samples
+        from webdataset.tariterators import group_by_keys, tar_file_expander
 
         shards = [self.shards[i] for i in permutation(len(self.shards), self.seed, epoch)]
         by_shard = len(shards) >= consumers
         mine = shards[consumer::consumers] if by_shard else shards
         mixed = shuffle(_SHUFFLE, rng=random.Random(mix(self.seed, epoch)))
-        samples = iter(DataPipeline(SimpleShardList(mine), tarfile_to_samples(), mixed))
+        samples = mixed(group_by_keys(tar_file_expander(_opened(mine))))
         return samples if by_shard else islice(samples, consumer, None, consumers)
 
     def _decode(self, sample: dict[str, Any], epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
         key = str(sample["__key__"])
+        url = Path(str(sample["__url__"])).name
         photo = next((sample[name] for name in _PHOTOS if name in sample), None)
         if photo is None:
-            raise UserError(f"sample {key}: no photo among its members ({', '.join(map(str, sample))})")
-        pixels = fit_photo(decode_photo(photo, key), self.size)
+            members = ", ".join(str(name) for name in sample if not str(name).startswith("__"))
+            raise UserError(f"{url}: sample {key} has no photo among its members ({members})")
+        pixels = fit_photo(decode_photo(photo, f"{url}: {key}"), self.size)
         if self.mask_source in FAMILIES:
             rng = mask_rng(self.mask_source, self.seed, epoch, key)
             return pixels, draw_mask(self.mask_source, self.size, self.size, rng), key
         stored = next((sample[name] for name in sample if str(name).endswith("mask.png")), None)
         if stored is None:
-            raise UserError(f"sample {key}: no mask.png among its members; use --mask-source with a family")
-        return pixels, fit_mask(decode_mask(stored, key), self.size), key
+            raise UserError(f"{url}: sample {key} has no mask.png; use --mask-source with a family")
+        return pixels, fit_mask(decode_mask(stored, f"{url}: {key}"), self.size), key
+
+
+def _opened(shards: list[str]) -> Iterator[dict[str, Any]]:
+    """Local files alone, each closed when read: webdataset's own opener also runs commands, and leaves files open."""
+    for shard in shards:
+        with Path(shard).open("rb") as stream:
+            yield {"url": shard, "stream": stream}
 
 
 class StreamingLoader:
-    """Batches of streamed shards for one rank; a resumed run starts the stream anew."""
+    """Batches of streamed shards for one rank; a resumed run starts a stream of another order."""
 
     def __init__(
         self,
@@ -128,22 +153,33 @@ class StreamingLoader:
         self._per_process, self._workers = per_process, workers
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """As many batches as there are steps in [start, stop)."""
+        """As many batches as there are steps in [start, stop).
+
+        Each start has an order of its own: a run that is often interrupted would otherwise read the first shards only.
+
+        Raises:
+            UserError: naming the sample that cannot be read, or the shard.
+        """
+        stream = copy(self._stream)
+        stream.seed = mix(stream.seed, start) if start else stream.seed
         loader = DataLoader(
-            self._stream,
+            stream,
             batch_size=self._per_process,
             num_workers=self._workers,
             collate_fn=_collate,
             generator=torch.Generator(),
             pin_memory=self.device.type == "cuda",
         )
-        for pixels, masks, keys in islice(loader, stop - start):
+        for collated in islice(loader, stop - start):
+            if isinstance(collated, str):
+                raise UserError(collated)
+            pixels, masks, keys = collated
             on_device = (tensor.to(self.device, non_blocking=True) for tensor in (pixels, masks))
             yield Batch(image_from_uint8(next(on_device)), mask_from_uint8(next(on_device)), keys)
 
 
-def _collate(
-    samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8], str]],
-) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+def _collate(samples: list[_Sample | str]) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]] | str:
+    if wrong := next((sample for sample in samples if isinstance(sample, str)), None):
+        return wrong
     pixels, masks, keys = zip(*samples, strict=True)
     return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(masks)), keys
