@@ -100,6 +100,9 @@ def open_launch(config: LaunchConfig) -> Iterator[Launch]:
     _refuse_processes(on_cpu=on_cpu, asked_for_cpu=asked_for_cpu)
     precision = resolve_precision(config.mixed_precision, on_cpu=on_cpu)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
+    # NCCL's farewell waits for the other ranks, who may wait for this one: after a failure it would delay the message
+    # of it until a timeout.
+    may_leave = accelerator.device.type != "cuda" or accelerator.num_processes == 1
     try:
         _refuse_strangers(accelerator.num_processes)
         threads = config.threads or max(1, usable_cores() // _processes_here())
@@ -109,8 +112,10 @@ def open_launch(config: LaunchConfig) -> Iterator[Launch]:
             torch.backends.cudnn.benchmark = True
         yield Launch(accelerator.device, accelerator.process_index, accelerator.num_processes, precision, threads)
         accelerator.wait_for_everyone()
+        may_leave = True
     finally:
-        accelerator.end_training()  # without it one of three runs on several ranks aborts at exit
+        if may_leave:
+            accelerator.end_training()  # without it one of three runs on several ranks aborts at exit
 
 
 def resolve_precision(asked: str, *, on_cpu: bool) -> Precision:

@@ -308,3 +308,33 @@ def test_optimisers_and_average_are_a_handful_of_fused_operations():
     names = collect_calls(lambda: trainer.step(batch))
     assert sum("_fused_adam" in name for name in names) == 2
     assert sum("_foreach_lerp_" in name for name in names) == 1
+
+
+def a_trainer_in_fp16() -> Trainer:
+    networks = (UNetConfig(channels=(4, 8)).build(), PatchDiscriminatorConfig(channels=(4, 8)).build())
+    launch = Launch(torch.device("cpu"), rank=0, world=1, precision="fp16", threads=1)
+    trainer = Trainer(TrainerConfig(), *networks, RECIPES["unet"].objective, launch, total_steps=9, seed=0)
+    trainer.step(a_batch())  # scales are made at the first step
+    return trainer
+
+
+def test_an_overflow_in_fp16_skips_one_networks_update_and_halves_its_scale_alone():
+    trainer = a_trainer_in_fp16()
+    trainer._scaler_g._scale.fill_(2.0**40)
+    before = [p.clone() for p in trainer.generator.parameters()]
+    judged = [p.clone() for p in trainer.discriminator.parameters()]
+    scale = trainer._scaler_d.get_scale()
+    trainer.step(a_batch(number=1))
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(judged, trainer.discriminator.parameters(), strict=True))
+    assert trainer._scaler_g.get_scale() == 2.0**39
+    assert trainer._scaler_d.get_scale() == scale
+
+
+def test_gradients_that_overflow_fp16_at_any_scale_end_the_run():
+    """Each such step is skipped: the run would go on without a word and learn nothing."""
+    trainer = a_trainer_in_fp16()
+    trainer._scaler_d._scale.fill_(2.0**-10)
+    trainer.optimizer_d.param_groups[0]["params"][0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NotFinite, match="overflow fp16 at any scale"):
+        trainer.step(a_batch(number=1))
