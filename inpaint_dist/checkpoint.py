@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         temporary.rename(final)
         _sync(root)
         _sweep(root)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"{final}: the checkpoint could not be written ({error}); free space or mend the disk"
@@ -118,11 +119,16 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def prune(root: Path, keep: int, protected: Collection[str] = ()) -> None:
-    """Remove all but the `keep` newest checkpoints; those named in `protected` stay too."""
+def prune(root: Path, step: int, keep: int, protected: Collection[str] = ()) -> None:
+    """Remove all but the `keep` newest checkpoints up to `step`; those named in `protected` stay too.
+
+    What lies beyond `step` was found damaged when the run went back behind it: it goes as well, and must not count.
+    """
     folders = list_checkpoints(root)
-    for folder in folders[: max(0, len(folders) - keep)]:
-        if folder.name not in protected:
+    whole = [folder for folder in folders if _step(folder) <= step]
+    kept = {folder.name for folder in whole[-keep:]} | set(protected)
+    for folder in folders:
+        if folder.name not in kept:
             doomed = folder.rename(folder.with_name(f"{_TEMPORARY}{folder.name}"))  # half-removed never looks whole
             shutil.rmtree(doomed)
 
@@ -130,12 +136,16 @@ def prune(root: Path, keep: int, protected: Collection[str] = ()) -> None:
 def list_checkpoints(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first, whole or not."""
     folders = (path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
-    return sorted(folders, key=lambda path: int(path.name[5:]))
+    return sorted(folders, key=_step)
 
 
 def folder_name(step: int) -> str:
     """The name of a step's folder."""
     return f"step-{step:07d}"
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _sweep(root: Path) -> None:

@@ -57,7 +57,7 @@ def killed_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
             patch.setattr(checkpoint.shutil, "rmtree", guard(shutil.rmtree))
             try:
                 save(root, 2)
-                checkpoint.prune(root, 1)
+                checkpoint.prune(root, 2, keep=1)
                 return point
             except Killed:
                 pass
@@ -66,7 +66,7 @@ def killed_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         loaded = checkpoint.load(newest)
         assert all(float(named["w"][0]) == loaded.step for named in loaded.tensors.values())
         save(root, 3)
-        checkpoint.prune(root, 1)
+        checkpoint.prune(root, 3, keep=1)
         assert [path.name for path in root.iterdir()] == ["step-0000003"]
         point += 1
 
@@ -108,8 +108,10 @@ def test_a_newer_format_is_refused_by_its_number(tmp_path: Path):
 def test_a_save_that_fails_leaves_the_earlier_ones_and_says_what_to_do(tmp_path: Path, monkeypatch):
     save(tmp_path, 1)
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    from safetensors import SafetensorError
+
+    def full(*_: object) -> None:  # what safetensors raises where the disk is full; no OSError
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(UserError, match=r"step-0000002.*No space left.*free space"):
@@ -120,9 +122,37 @@ def test_a_save_that_fails_leaves_the_earlier_ones_and_says_what_to_do(tmp_path:
 def test_pruning_keeps_the_newest_and_the_protected(tmp_path: Path):
     for step in (1, 2, 3, 9999999, 10000000):
         save(tmp_path, step)
-    checkpoint.prune(tmp_path, keep=2, protected={"step-0000002"})
+    checkpoint.prune(tmp_path, 10000000, keep=2, protected={"step-0000002"})
     kept = [path.name for path in checkpoint.list_checkpoints(tmp_path)]
     assert kept == ["step-0000002", "step-9999999", "step-10000000"]
+
+
+def test_a_damaged_checkpoint_that_the_run_went_back_behind_does_not_push_out_whole_ones(tmp_path: Path):
+    for step in (2, 3, 8):
+        save(tmp_path, step)
+    (tmp_path / "step-0000008/ema.safetensors").unlink()
+    save(tmp_path, 4)
+    checkpoint.prune(tmp_path, 4, keep=1)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-0000004"]
+
+
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_on_a_disk_that_fills_up_a_save_fails_as_one_clear_error(tmp_path: Path, limit: int):
+    """A real limit on the size of files, in a process of its own, stands in for the full disk."""
+    import subprocess
+    import sys
+
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; from inpaint_dist import checkpoint\n"
+        "from inpaint_dist.errors import UserError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try: checkpoint.save(Path(sys.argv[1]), 1, {'generator': {'w': torch.zeros(10_000)}}, {})\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "could not be written" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path):
