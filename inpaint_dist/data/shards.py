@@ -29,6 +29,7 @@ __all__ = [
     "INDEX_NAME",
     "PHOTO_EXTENSION",
     "SPLITS",
+    "UNFINISHED",
     "Member",
     "ShardError",
     "ShardIndex",
@@ -45,6 +46,8 @@ FORMAT = 1
 
 INDEX_NAME = "index.json"
 SPLITS = ("train", "val")
+UNFINISHED = ".unfinished"
+"""The folder in a folder of shards that is there until their making is done."""
 PHOTO_EXTENSION = "jpg"
 SHARD_NAME = re.compile(r"(train|val)-\d{6,}\.tar")
 KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -262,9 +265,7 @@ def _read_index(folder: Path, split: str) -> tuple[dict[str, Any], Iterator[dict
     try:
         lines = path.read_text("utf-8").split("\n")
     except FileNotFoundError:
-        unfinished = any(folder.glob("*.tar"))
-        why = "its making did not finish: run the same make_shards command again" if unfinished else _MAKE
-        raise UserError(f"{folder} has no {INDEX_NAME}; {why}") from None
+        raise UserError(f"{folder} has no {INDEX_NAME}; {_without_index(folder, split)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ShardError(f"{path} cannot be read ({error})") from None
     try:
@@ -279,6 +280,31 @@ def _read_index(folder: Path, split: str) -> tuple[dict[str, Any], Iterator[dict
     if head.get("shards"):  # somebody laid the file out anew
         return head, (record for record in head["shards"] if str(record["name"]).startswith(f"{split}-"))
     return head, by_line
+
+
+def _without_index(folder: Path, split: str) -> str:
+    """What to do with a folder that has no index."""
+    if (folder / UNFINISHED).is_dir():
+        return "its making did not finish: run the same make_shards command again"
+    tars = sorted(path.name for path in folder.glob("*.tar"))
+    if not tars or split != "train":  # validation needs an index
+        return _MAKE
+    own = [name for name in tars if name.startswith(split)]
+    pattern = _braces(own or tars) or (f"{split}*.tar" if own else "*.tar")
+    return f'its tars can be streamed by --shards "{folder / pattern}", with weaker promises'
+
+
+def _braces(names: list[str]) -> str | None:
+    """A brace pattern for sorted names that are numbered without a gap; a name alone stands for itself."""
+    if len(names) == 1:
+        return names[0]
+    first, last = (re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in (names[0], names[-1]))
+    if first is None or last is None:
+        return None
+    (before, low, after), high = first.groups(), last[2]
+    numbers = range(int(low), int(high) + 1)
+    numbered = len(numbers) == len(names) and names == [f"{before}{n:0{len(low)}d}{after}" for n in numbers]
+    return f"{before}{{{low}..{high}}}{after}" if numbered else None
 
 
 def _assemble(

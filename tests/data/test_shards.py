@@ -30,6 +30,7 @@ from inpaint_dist.data.shards import (
     mask_extension,
     shard_name,
 )
+from inpaint_dist.data.streaming import find_shards
 from inpaint_dist.data.tar import BLOCK, header, walk
 from inpaint_dist.data.verification import CheckConfig, check_shards, verify
 from inpaint_dist.errors import UserError
@@ -264,8 +265,37 @@ def test_a_folder_that_is_none_of_shards_is_named_with_a_cure(folder: Path, tmp_
     with pytest.raises(UserError, match=r"has no index.json; make them with"):
         ShardIndex.load(tmp_path / "empty", "train")
     (folder / "index.json").unlink()
+    (folder / ".unfinished").mkdir()
     with pytest.raises(UserError, match=r"has no index.json; its making did not finish"):
         ShardIndex.load(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("tars", "pattern"),
+    [
+        (["part-008.tar", "part-009.tar", "part-010.tar"], "part-{008..010}.tar"),
+        (["a7-0.tar", "a7-1.tar"], "a7-{0..1}.tar"),
+        (["train-000000.tar", "train-000001.tar", "val-000000.tar"], "train-{000000..000001}.tar"),
+        (["photos.tar"], "photos.tar"),
+        (["part-000.tar", "part-002.tar"], "*.tar"),
+        (["part-9.tar", "part-10.tar"], "*.tar"),
+        (["cats.tar", "dogs.tar"], "*.tar"),
+        (["train-0.tar", "train-2.tar", "val-0.tar"], "train*.tar"),
+    ],
+)
+def test_tars_of_others_are_told_with_the_pattern_that_streams_all_of_them(
+    tars: list[str], pattern: str, tmp_path: Path
+):
+    for name in tars:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "README.txt").write_text("not a shard")
+    with pytest.raises(UserError) as refused:
+        ShardIndex.load(tmp_path, "train")
+    assert f'has no index.json; its tars can be streamed by --shards "{tmp_path}/{pattern}"' in str(refused.value)
+    meant = [name for name in tars if not name.startswith("val")]
+    assert sorted(find_shards(f"{tmp_path}/{pattern}")) == sorted(f"{tmp_path}/{name}" for name in meant)
+    with pytest.raises(UserError, match="make them with tools/make_shards"):
+        ShardIndex.load(tmp_path, "val")
 
 
 def test_an_index_of_a_newer_format_asks_for_an_update(folder: Path):
