@@ -14,9 +14,10 @@ def log_line(step: int, total_steps: int, values: Mapping[str, float | int]) -> 
         step: steps done, of `total_steps`.
         total_steps: the run's length.
         values: what is known at this step; what is absent is left out of the line. `g/loss` and `d/loss` with their
-            terms `g/NAME` and `d/NAME`; `d/real` and `d/fake`, the discriminator's mean scores; `grad/NAME`, norms of
-            the terms' gradients at the generator's output; `images_per_second`; `data_wait`, a share in 0..1;
-            `memory_gib`; `eta_seconds`; `val/NAME`, metrics on the validation split.
+            terms `g/NAME` and `d/NAME`; `d/real` and `d/fake`, the discriminator's mean scores; `norm/g` and
+            `norm/d`, norms of the whole networks' gradients; `grad/NAME`, how hard each term pulls: the norm of its
+            gradient at the generator's output; `images_per_second`; `data_wait`, a share in 0..1; `memory_gib`;
+            `eta_seconds`; `val/NAME`, metrics on the validation split.
     """
     share = f" {100 * step / total_steps:.1f}%" if total_steps > 0 else ""
     losses = " ".join(part for part in (_loss("G", "g/", values), _loss("D", "d/", values)) if part)
@@ -25,7 +26,8 @@ def log_line(step: int, total_steps: int, values: Mapping[str, float | int]) -> 
         f"step {step}/{total_steps}{share}",
         losses,
         scores,
-        _named("grad", _terms("grad/", values), 2),
+        _named("norm", _terms("norm/", values), 2),
+        _named("pull", _terms("grad/", values), 2),
         _named("val", _terms("val/", values), 3),
         f"{_number(values['images_per_second'], 2)} img/s" if "images_per_second" in values else "",
         f"data {values['data_wait']:.0%}" if "data_wait" in values else "",

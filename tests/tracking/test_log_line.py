@@ -11,6 +11,10 @@ EVERYTHING = {
     "d/loss": 0.23812,
     "d/real": 0.711,
     "d/fake": 0.299,
+    "grad/reconstruction": 0.003,
+    "grad/adversarial": 0.000001,
+    "norm/g": 0.23,
+    "norm/d": 0.035,
     "images_per_second": 412.4,
     "data_wait": 0.021,
     "memory_gib": 7.13,
@@ -20,8 +24,8 @@ EVERYTHING = {
 
 def test_the_line_of_a_full_report_is_the_documented_one():
     assert log_line(1200, 35000, EVERYTHING) == (
-        "step 1200/35000 3.4% | G 0.412 (adv 0.21 rec 0.20) D 0.238 | real 0.71 fake 0.30 | 412 img/s | data 2% "
-        "| mem 7.1G | eta 1h24m"
+        "step 1200/35000 3.4% | G 0.412 (adv 0.21 rec 0.20) D 0.238 | real 0.71 fake 0.30 "
+        "| norm g 0.23 d 0.035 | pull adv 1.0e-06 rec 0.0030 | 412 img/s | data 2% | mem 7.1G | eta 1h24m"
     )
 
 
@@ -39,8 +43,9 @@ def test_the_line_of_a_full_report_is_the_documented_one():
         ),
         (
             {"grad/reconstruction": 21.7, "grad/adversarial": 0.000031},
-            "step 5/10 50.0% | grad adv 3.1e-05 rec 22",
+            "step 5/10 50.0% | pull adv 3.1e-05 rec 22",
         ),
+        ({"norm/d": 12.3}, "step 5/10 50.0% | norm d 12"),
         ({"val/psnr": 26.512, "val/l1": 0.01234}, "step 5/10 50.0% | val psnr 26.5 l1 0.0123"),
         ({"images_per_second": 3.21, "data_wait": 0.0}, "step 5/10 50.0% | 3.2 img/s | data 0%"),
     ],
