@@ -5,7 +5,6 @@ write_report("masks", figures, rounds=5)
 """
 
 import json
-import os
 import platform
 import re
 import resource
@@ -18,6 +17,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from inpaint_dist.host import usable_cores, written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -83,16 +84,14 @@ def write_report(name: str, figures: Mapping[str, Any], **context: Any) -> Path:
             raise ValueError(f"The report {name} would tell where it was made: {text!r}")
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    with written_whole(path) as part:
+        part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def machine() -> dict[str, Any]:
     """CPU model, cores that this process may use, GPU name or null."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu_model(), "cores": cores, "gpu": _gpu_name()}
+    return {"cpu": _cpu_model(), "cores": usable_cores(), "gpu": _gpu_name()}
 
 
 def versions() -> dict[str, str]:

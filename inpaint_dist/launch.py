@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from inpaint_dist.errors import UsageError
+from inpaint_dist.host import cores_a_process
 
 Precision = Literal["bf16", "fp16", "no"]
 
@@ -105,7 +106,7 @@ def open_launch(config: LaunchConfig) -> Iterator[Launch]:
     may_leave = accelerator.device.type != "cuda" or accelerator.num_processes == 1
     try:
         _refuse_strangers(accelerator.num_processes)
-        threads = config.threads or max(1, usable_cores() // _processes_here())
+        threads = config.threads or cores_a_process()
         torch.set_num_threads(threads)
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
@@ -135,15 +136,6 @@ def resolve_precision(asked: str, *, on_cpu: bool) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on, which containers and schedulers make fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processes_here() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def _cpu_has_amx() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
@@ -157,7 +149,7 @@ def _refuse_processes(*, on_cpu: bool, asked_for_cpu: bool) -> None:
 
     Without a usable GPU, `accelerate launch --multi_gpu` and torchrun start their processes all the same.
     """
-    started, here = int(os.environ.get("WORLD_SIZE", "1")), _processes_here()
+    started, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if started == 1:
         return
     if "RANK" not in os.environ:

@@ -1,7 +1,6 @@
 """The run folder: whether a run may start, go on or is done; what it keeps. Written by rank 0 alone."""
 
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
 from inpaint_dist.config import TrainConfig, to_json
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.host import written_whole
 from inpaint_dist.launch import Launch
 
 CONFIG = "config.json"
@@ -131,9 +131,5 @@ def _version(package: str) -> str | None:
 
 
 def _write(path: Path, plain: object) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w") as file:
-        json.dump(plain, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with written_whole(path) as part:
+        part.write_text(json.dumps(plain, indent=1))

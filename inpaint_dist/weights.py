@@ -1,7 +1,6 @@
 """generator.safetensors: a generator's weights for use, with what is needed to build it, and its model card."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from inpaint_dist.config import generator_from_json, to_json
 from inpaint_dist.errors import UserError
+from inpaint_dist.host import written_whole
 from inpaint_dist.models import GeneratorConfig
 
 GENERATOR = "generator.safetensors"
@@ -22,11 +22,8 @@ def export_generator(path: Path, config: GeneratorConfig, weights: Mapping[str, 
     """Write a generator's weights; `about` is told by whoever looks at the file (step, recipe, scores …)."""
     metadata = {"kind": _KIND, "generator": json.dumps(to_json(config))}
     metadata |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
-    temporary = path.with_name(f".{path.name}.part")
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, temporary, metadata)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with written_whole(path) as part:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, part, metadata)
 
 
 def read_generator(source: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dict[str, str]]:

@@ -53,10 +53,11 @@ def test_an_export_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch:
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("inpaint_dist.weights.os.fsync", fail)
+    monkeypatch.setattr("inpaint_dist.host.os.fsync", fail)
     with pytest.raises(OSError, match="no space"):
         export_generator(path, config, config.build().state_dict())
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_without_a_generator_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 Nothing here is ever given to accelerate.prepare, which would dispatch from rank 0 or split a second time.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from inpaint_dist.data.order import Draw, SampleOrder, mix
 from inpaint_dist.data.photos import decode_photo
 from inpaint_dist.data.shards import ShardIndex, ShardReader, decode_packed_mask, mask_extension
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.host import cores_a_process
 
 _FLIP, _POOL, _WHICH = 1, 2, 3  # names of independent random draws of one sample
 _AHEAD = 2  # batches decoded while one is being used, at least, and parts waiting for each thread
@@ -194,9 +194,7 @@ class Loader:
         self.order = SampleOrder(self.samples, seed)
         self.rank, self.per_process, self.global_batch = rank, per_process, per_process * world
         self.decoder = SampleDecoder(index, config.mask_source, seed)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self.threads = min(8, max(1, share)) if config.workers is None else config.workers
+        self.threads = min(8, cores_a_process()) if config.workers is None else config.workers
 
     def draws(self, step: int) -> list[Draw]:
         """What this rank reads in a step: its slice of the global batch."""

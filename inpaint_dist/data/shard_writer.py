@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from inpaint_dist.data.shards import FORMAT, INDEX_NAME, KEY, SPLITS, ShardInfo
 from inpaint_dist.data.tar import END, header, padded
-
-PART = ".part"
-"""What the name of a file ends in while it is written."""
+from inpaint_dist.host import written_whole
 
 
 class ShardWriter:
@@ -24,12 +22,13 @@ class ShardWriter:
 
     def __init__(self, path: Path):
         self.path = path
-        self._part = path.with_name(path.name + PART)
         self._keys: dict[str, None] = {}
         self._members: dict[str, dict[str, list[int]]] = {}
         self._offset = 0
         self._hash = hashlib.sha256()
-        self._file = self._part.open("wb")
+        self._ending = ExitStack()
+        part = self._ending.enter_context(written_whole(path))
+        self._file = self._ending.enter_context(part.open("wb"))
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append one sample: its members by extension, in this order.
@@ -65,20 +64,14 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._write(END)
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-            if kind is not None:
-                with suppress(FileNotFoundError):
-                    self._part.unlink()
-        if kind is None:
-            self._part.replace(self.path)
-            sync_folder(self.path.parent)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._ending.__exit__(kind, error, trace)
+            return
+        with self._ending:
+            self._write(END)
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -104,30 +97,10 @@ def write_index(
     }
     head = {"format": FORMAT, "size": size, "splits": splits, "settings": settings, "made_with": made_with}
     lines = ",\n".join(compact_json(record) for record in records)  # a line for each shard: readers go line by line
-    write_whole(folder / INDEX_NAME, f'{compact_json(head)[:-1]},"shards":[\n{lines}\n]}}\n'.encode())
+    with written_whole(folder / INDEX_NAME) as part:
+        part.write_text(f'{compact_json(head)[:-1]},"shards":[\n{lines}\n]}}\n')
 
 
 def compact_json(value: object) -> str:
     """JSON without blanks, keys in their own order, ASCII only."""
     return json.dumps(value, separators=(",", ":"))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, sync it, and put it in place."""
-    part = path.with_name(path.name + PART)
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, where the file system lets a folder be synced."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

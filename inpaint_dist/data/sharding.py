@@ -24,18 +24,18 @@ from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.photos import PhotoError
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.data.samples import SampleMaker
-from inpaint_dist.data.shard_writer import PART, compact_json, write_index, write_whole
+from inpaint_dist.data.shard_writer import compact_json, write_index
 from inpaint_dist.data.sharding_plan import Plan, ShardingConfig, make_plan
 from inpaint_dist.data.sharding_workers import Job, JobResult, run_jobs
-from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, SPLITS, ShardError, ShardIndex, shard_name
+from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, SPLITS, UNFINISHED, ShardError, ShardIndex, shard_name
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.host import PART, usable_cores, written_whole
 
 __all__ = ["ShardingConfig", "ShardingReport", "make_shards"]
 
 REJECTED_NAME = "rejected.jsonl"
 LARGEST_MEAN_HOLE = 0.6
 
-_UNFINISHED = ".unfinished"
 _PROBED_MASKS = 256
 
 
@@ -168,20 +168,21 @@ def _brief(value: Any) -> str:
 
 def _make_missing(config: ShardingConfig, plan: Plan) -> list[JobResult]:
     """Make the shards that are not done; the results of all, in order."""
-    state = config.out / _UNFINISHED
+    state = config.out / UNFINISHED
     _open_state(config.out, state, plan.settings)
     jobs = _jobs(config, plan)
     results = {job.path.name: result for job in jobs if (result := _done_before(state, job))}
     missing = [job for job in jobs if job.path.name not in results]
     total, left = (sum(len(job.items) for job in some) for some in (jobs, missing))
-    workers = config.workers or _usable_cores()
+    workers = config.workers or usable_cores()
     with Progress("shards", total, "photo", done=total - left) as progress:
         run = run_jobs(
             missing, config.sample_settings, plan.masks, workers, lambda done: progress.update(total - left + done)
         )
         for result in run:
             results[result.name] = result
-            write_whole(state / f"{result.name}.json", compact_json(asdict(result)).encode())
+            with written_whole(state / f"{result.name}.json") as part:
+                part.write_text(compact_json(asdict(result)))
     return [results[job.path.name] for job in jobs]
 
 
@@ -209,7 +210,8 @@ def _open_state(folder: Path, state: Path, settings: Mapping[str, Any]) -> None:
         if SHARD_NAME.fullmatch(part.name.removesuffix(PART)):
             part.unlink()
     state.mkdir(exist_ok=True)
-    write_whole(known, compact_json(settings).encode())
+    with written_whole(known) as part:
+        part.write_text(compact_json(settings))
     (folder / INDEX_NAME).unlink(missing_ok=True)  # it may list shards that have gone
 
 
@@ -236,16 +238,17 @@ def _finish(config: ShardingConfig, plan: Plan, results: Sequence[JobResult], st
     records = [result.record for result in results if result.record is not None]
     photos = [line for result in results for line in result.rejected]
     if not any(record["name"].startswith("train-") for record in records):
-        shutil.rmtree(config.out / _UNFINISHED)
+        shutil.rmtree(config.out / UNFINISHED)
         raise UserError(f"none of {len(plan.train)} train photos can be used; {photos[0][0]}: {photos[0][1]}")
     bad_masks = sorted({name: reason for result in results for name, reason in result.bad_masks.items()}.items())
     lines = [{"photo": name, "reason": reason} for name, reason in photos]
     lines += [{"mask": name, "reason": reason} for name, reason in bad_masks]
     lines += [{"file": name, "reason": reason} for name, reason in plan.refused]
-    write_whole(config.out / REJECTED_NAME, "".join(compact_json(line) + "\n" for line in lines).encode())
+    with written_whole(config.out / REJECTED_NAME) as part:
+        part.write_text("".join(compact_json(line) + "\n" for line in lines))
     made_with = {"opencv": cv2.__version__, "simplejpeg": simplejpeg.__version__}
     write_index(config.out, size=config.size, settings=plan.settings, made_with=made_with, records=records)
-    shutil.rmtree(config.out / _UNFINISHED)
+    shutil.rmtree(config.out / UNFINISHED)
     train, val = (sum(r["samples"] for r in records if r["name"].startswith(f"{split}-")) for split in SPLITS)
     notes = plan.notes + _notes(plan, results, val=val, bad_masks=len(bad_masks), size=config.size)
     return ShardingReport(
@@ -298,10 +301,6 @@ def _old_report(folder: Path, seconds: float) -> ShardingReport:
         seconds=seconds,
         notes=("these very shards were there already: nothing was done (tools/check_shards.py reads them back)",),
     )
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _size(path: Path) -> int:

@@ -18,6 +18,7 @@ from inpaint_dist.data.photos import PhotoError, decode_photo
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.data.shards import INDEX_NAME, PHOTO_EXTENSION, SHARD_NAME, SPLITS, ShardError, ShardIndex
 from inpaint_dist.data.tar import Entry, walk
+from inpaint_dist.host import usable_cores
 
 _JSON_KEYS = {"source", "width", "height", "sha256"}
 
@@ -109,7 +110,7 @@ def verify(folder: Path, fast: bool = False, on_samples: Callable[[int], None] |
 
     faults = [fault for index in indexes for fault in _unlisted(index)]
     jobs = [(index, number) for index in indexes for number in range(len(index.shards))]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders and hashes let go of Python's lock
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # decoders and hashes let go of Python's lock
         for found in pool.map(lambda job: _check_shard(*job, fast=fast, count=count), jobs):
             faults += found
     return faults

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from inpaint_dist.errors import UserError
+from inpaint_dist.host import written_whole
 
 Row = dict[str, float | int | None]
 """One line: `step` and the values reported at it; None where a value was not finite."""
@@ -65,17 +66,13 @@ class History:
         """
         if self.last_step is None or self.last_step <= step:
             return 0
-        part = self.path.with_name(self.path.name + ".part")
         removed = 0
-        with part.open("wb") as file:
+        with written_whole(self.path) as part, part.open("wb") as file:
             for line, row in _parsed(self.path):
                 if _step(row) <= step:
                     file.write(line)
                 else:
                     removed += 1
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
         self._load_last()
         return removed
 

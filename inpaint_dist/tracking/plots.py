@@ -2,13 +2,14 @@
 
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from inpaint_dist.host import written_whole
 
 POINTS = 2000
 """About how many points of a curve are drawn: more than a picture of this width can show."""
@@ -130,6 +131,7 @@ def draw_losses(history: Iterable[Row], path: Path, *, title: str = "") -> None:
         panels.append(lambda axes: _score_panel(axes, found))
     if psnr:
         panels.append(lambda axes: _psnr_panel(axes, {name: found[name] for name in psnr}))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(12, 4 if len(panels) == 2 else 7.2))
         if title:
@@ -140,7 +142,7 @@ def draw_losses(history: Iterable[Row], path: Path, *, title: str = "") -> None:
             axes = figure.add_subplot(grid[i // 2, :] if alone else grid[i // 2, i % 2])
             panel(axes)
             _finish_iterations(axes, last)
-        with _whole(path) as part:
+        with written_whole(path) as part:
             figure.savefig(part, format="png", dpi=120)
 
 
@@ -175,7 +177,8 @@ def draw_grid(path: Path, columns: Sequence[tuple[str, np.ndarray]]) -> None:
     written, data = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     if not written:
         raise ValueError(f"{path}: cv2 cannot encode a {sheet.shape[1]}x{sheet.shape[0]} PNG")
-    with _whole(path) as part:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
         part.write_bytes(data.tobytes())
 
 
@@ -276,15 +279,3 @@ def _write_title(sheet: np.ndarray, title: str, left: int, width: int, band: int
     (wide, tall), _ = cv2.getTextSize(title, font, scale, thick)
     place = (left + (width - wide) // 2, (band + tall) // 2)
     cv2.putText(sheet, title, place, font, scale, (40, 40, 40), thick, cv2.LINE_AA)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to the final one only when all was written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

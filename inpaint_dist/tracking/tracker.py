@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from inpaint_dist.errors import UsageError
+from inpaint_dist.host import written_whole
 from inpaint_dist.tracking import history as histories
 from inpaint_dist.tracking import plots
 from inpaint_dist.tracking.log_line import log_line
@@ -287,10 +288,9 @@ def _run_id(path: Path) -> str:
     if found.isalnum():
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     made = secrets.token_hex(4)
-    part.write_text(f"{made}\n", encoding="utf-8")
-    part.replace(path)
+    with written_whole(path) as part:
+        part.write_text(f"{made}\n", encoding="utf-8")
     return made
 
 

@@ -1,0 +1,50 @@
+"""The machine under a process: the cores it may use, and files that are whole or not there. Standard library alone."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PART = ".part"
+"""What the name of a file ends in while it is written."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which containers and schedulers make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_a_process() -> int:
+    """The share of the usable cores of each process that the launcher started on this machine: at least 1."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+@contextmanager
+def written_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Give a name beside `path` to write to; the file gets its own when the block ends well, and goes when it raises.
+
+    Args:
+        path: the file that is to be; its folder is there already. An older one stays until the new one is whole.
+        sync: bring the file and its name to the disk first, so that a power cut spoils neither.
+    """
+    part = path.with_name(f"{path.name}{PART}")
+    try:
+        yield part
+        if sync:
+            _sync(part)
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):  # what is raised already says more
+            part.unlink()
+        raise
+    if sync:
+        with suppress(OSError):  # not every file system lets a folder be synced
+            _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,104 @@
+"""What every room asks of the machine: cores, and files that are whole or not there."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from inpaint_dist import host
+from inpaint_dist.host import cores_a_process, usable_cores, written_whole
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_cores_are_counted_that_this_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    assert usable_cores() == len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_without_affinity_all_cores_are_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert usable_cores() == 12
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(("processes", "share"), [(None, 9), ("1", 9), ("2", 4), ("4", 2), ("16", 1)])
+def test_processes_of_one_machine_share_its_cores(processes: str | None, share: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(host, "usable_cores", lambda: 9)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert cores_a_process() == share
+
+
+def test_a_file_has_its_name_when_it_is_whole_and_not_before(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with written_whole(path) as part:
+        part.write_text("new")
+        assert part.parent == path.parent
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_was_not_finished_goes_and_the_older_file_stays(tmp_path: Path, error: BaseException, begun: bool):
+    def break_off() -> None:
+        with written_whole(path) as part:
+            if begun:
+                part.write_text("ha")
+            raise error
+
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(type(error)):
+        break_off()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_and_its_folder_are_on_the_disk_before_and_after_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, synced = tmp_path / "a.json", []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file", path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with written_whole(path) as part:
+        part.write_text("new")
+    assert synced == [("file", False), ("folder", True)]
+    with written_whole(path, sync=False) as part:
+        part.write_text("newer")
+    assert len(synced) == 2
+    assert path.read_text() == "newer"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_disk_that_refuses_to_sync_the_file_is_told_and_one_that_cannot_sync_folders_is_not(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == (kind == "folder"):
+            raise OSError("not here")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "a.json"
+    if kind == "file":
+        with pytest.raises(OSError, match="not here"), written_whole(path) as part:
+            part.write_text("new")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        with written_whole(path) as part:
+            part.write_text("new")
+        assert path.read_text() == "new"
