@@ -200,7 +200,7 @@ def open_systems(config: QualityConfig, size: int) -> dict[str, Completer]:
     Raises:
         UserError: a generator is not there, or takes no pictures of that size.
     """
-    from inpaint_dist.inpaint import Inpainter
+    from inpaint_dist.inpainter import Inpainter
 
     systems: dict[str, Completer] = {}
     for name, place in config.named_runs():
@@ -359,7 +359,7 @@ def write(config: QualityConfig, figures: dict[str, Any], context: dict[str, Any
 
 
 def main(argv: Sequence[str]) -> int:
-    from inpaint_dist.inpaint import find_device
+    from inpaint_dist.inpainter import find_device
 
     config = cli.parse(
         QualityConfig, argv, prog="python -m benchmarks.quality", description="Score generators beside baselines."

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inpaint_dist import cli, inpaint
+from inpaint_dist import cli, inpaint, inpainter
 from inpaint_dist.batch import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked
 from inpaint_dist.errors import UserError
 from inpaint_dist.inpaint import Inpainter
@@ -136,17 +136,17 @@ def test_masks_may_be_bool_and_arrays_may_be_views(run_folder: Path) -> None:
 
 
 def test_a_large_photo_is_worked_on_around_its_holes(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inpainter = Inpainter.load(run_folder, device="cpu")
+    loaded = Inpainter.load(run_folder, device="cpu")
     image, mask = photo(300, 400), np.zeros((300, 400), np.uint8)
     mask[40:60, 200:210] = 255
-    monkeypatch.setattr(inpaint, "WHOLE_PIXELS", 1000)
-    monkeypatch.setattr(inpaint, "CONTEXT", 24)
+    monkeypatch.setattr(inpainter, "WHOLE_PIXELS", 1000)
+    monkeypatch.setattr(inpainter, "CONTEXT", 24)
     seen: list[tuple[int, ...]] = []
-    inpainter.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
-    filled = inpainter(image, mask)
+    loaded.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    filled = loaded(image, mask)
     assert seen == [(72, 64)]  # 20 + 2 * 24 = 68 and 10 + 2 * 24 = 58, padded to multiples of 8
     assert np.array_equal(filled[mask == 0], image[mask == 0])
-    assert np.array_equal(filled[16:84, 176:234], inpainter(image[16:84, 176:234], mask[16:84, 176:234]))
+    assert np.array_equal(filled[16:84, 176:234], loaded(image[16:84, 176:234], mask[16:84, 176:234]))
 
 
 def test_too_little_memory_is_told_as_such(run_folder: Path) -> None:
@@ -314,8 +314,18 @@ def test_an_output_that_loses_pixels_is_refused(run_folder: Path, folder: Path, 
 
 
 def test_a_folder_of_photos_needs_a_folder_for_its_output(run_folder: Path, folder: Path, capsys) -> None:
-    assert call(run_folder, folder / "photos", folder / "masks", folder / "out.png") == 2
-    assert "is more than one photo, so name a folder" in told(capsys)
+    for image in (folder / "photos", folder / "photos" / "*.png"):
+        assert call(run_folder, image, folder / "masks", folder / "out.png") == 2
+        assert "is more than one photo, so name a folder" in told(capsys)
+
+
+@pytest.mark.parametrize("image", ["not-there.jpg", "not-there.zip", "not-there"])
+def test_a_photo_that_is_not_there_is_named_where_one_file_is_to_be_written(
+    run_folder: Path, folder: Path, image: str, capsys
+) -> None:
+    assert call(run_folder, folder / image, folder / "masks" / "a_mask.png", folder / "out.png") == 1
+    assert f"--image {folder / image}: no such file or folder" in told(capsys)
+    assert not (folder / "out.png").exists()
 
 
 @pytest.mark.parametrize("place", ["--image", "--mask", "RUN"])
@@ -338,7 +348,7 @@ def test_an_output_that_cannot_be_written_is_told_and_leaves_nothing(run_folder:
     (folder / "out" / "deep").write_text("a file where a folder has to be")
     assert call(run_folder, folder / "photos", folder / "masks", folder / "out") == 1
     assert "cannot be written" in told(capsys)
-    assert not list((folder / "out").glob(".*"))
+    assert not [*(folder / "out").glob(".*"), *(folder / "out").glob("*.part")]
 
 
 def test_masks_that_look_the_wrong_way_round_get_a_hint(run_folder: Path, tmp_path: Path, capsys) -> None:
