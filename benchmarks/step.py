@@ -251,7 +251,7 @@ def a_batch(count: int, size: int, device: torch.device) -> Batch:
 
 def trainer_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Module, launch: Launch) -> Step:
     """The package's own, as a run calls it between two reports."""
-    trainer = Trainer(recipe.trainer, generator, discriminator, recipe.objective, launch, total_steps=1_000_000, seed=0)
+    trainer = Trainer(recipe.trainer, generator, discriminator, recipe.objective, launch, total_steps=1_000_000)
     return trainer.step
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, cast, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from inpaint_dist.errors import EXIT_FAILURE, EXIT_USAGE, UserError
+from inpaint_dist.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 Config = TypeVar("Config")
 
@@ -75,7 +75,7 @@ def parse(
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a verb's `main`; turn the user's errors into one message and an exit code.
 
-    A traceback is printed only for our own bugs, or where `--debug` is among the flags.
+    A traceback is printed only for our own bugs, or where `--debug` is among the flags (of any verb or tool).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -86,6 +86,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             raise
         tell(error)
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE

@@ -2,6 +2,7 @@
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # as shells say it of a program ended by Ctrl-C
 
 
 class UserError(ValueError):

@@ -1,6 +1,6 @@
 """A run under way: where it reports, draws, evaluates and saves. Every rank holds one and calls the same methods."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
 
 import torch
@@ -13,11 +13,11 @@ from inpaint_dist.data.sources import Sources
 from inpaint_dist.errors import UserError
 from inpaint_dist.evaluation import evaluate
 from inpaint_dist.launch import Launch
-from inpaint_dist.run_folder import Start, read_checkpoint
+from inpaint_dist.run_folder import CHECKPOINTS, Start, read_checkpoint
 from inpaint_dist.tracking.meter import Meter
 from inpaint_dist.tracking.tracker import NullTracker, Tracker
 from inpaint_dist.trainer import Trainer, count_parameters
-from inpaint_dist.weights import BEST, GENERATOR, export_generator, write_card
+from inpaint_dist.weights import BEST, CARD, GENERATOR, export_generator, write_card
 
 GRID_ROWS = 6
 BEST_BY = "psnr"
@@ -34,7 +34,7 @@ class Run:
         self.tracker = self._open_tracker() if launch.is_main else NullTracker()
         self.meter = Meter(sources.loader.global_batch, self.total)
         self._shown: Batch | None = None
-        self._every = {
+        self.every = {
             "report": config.tracking.report_every,
             "draw": config.tracking.sample_interval(self.total),
             "evaluate": interval(config.eval_every, self.total),
@@ -60,9 +60,18 @@ class Run:
 
     def restore(self) -> None:
         """Go back to the checkpoint that the run starts from, if there is one."""
-        if (saved := read_checkpoint(self.start)) is not None:
-            self.trainer.load_state(saved.tensors, saved.state["trainer"])
+        if (saved := read_checkpoint(self.start)) is None:
+            return
+        self.trainer.load_state(saved.tensors, saved.state["trainer"])
+        if saved.state["validation"] == self._validation_fingerprint():
             self.scores, self.best = saved.state["scores"], saved.state["best"]
+        before = saved.state["total_steps"]
+        kind = self.config.trainer.lr_schedule
+        if before != self.total and kind != "constant":
+            self.say(
+                f"note: {self.total:,} steps instead of {before:,}: the {kind} schedule goes on as for the new length, so "
+                "this is not the same as one run of that length"
+            )
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """The steps to do, counted from 1, each with this rank's part of its global batch."""
@@ -80,7 +89,8 @@ class Run:
         """Whether it is time to "report", "draw", "evaluate" or "save": every so many steps, and at the last one."""
         if event == "save" and self.best.get("step") == step:
             return True  # the best weights so far are kept
-        return step % self._every[event] == 0 or step == self.total
+        first = event == "report" and step == 1
+        return first or step % self.every[event] == 0 or step == self.total
 
     def report(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Read the losses, of all ranks, and write them down."""
@@ -119,56 +129,77 @@ class Run:
         self.tracker.report(step, {f"val/{name}": value for name, value in self.scores.items()})
         if self.scores[BEST_BY] > self.best.get(BEST_BY, float("-inf")):
             self.best = {"step": step, **self.scores}
-            self._export(BEST, step)
+            self._write(lambda: self._export(BEST, step), step)
         self.meter.skip()
 
     def save(self, step: int) -> None:
         """Write a checkpoint and the weights for use; a failure ends the run only at its last step."""
         self.trainer.raise_on_fault()
         tensors, state = self.trainer.state()
-        if self.launch.is_main:
-            root = self.folder / "checkpoints"
-            whole = {"trainer": state, "scores": self.scores, "best": self.best}
-            try:
-                checkpoint.save(root, step, tensors, whole)
-                best = [checkpoint.folder_name(int(self.best["step"]))] if self.best else []
-                checkpoint.prune(root, self.config.keep_checkpoints, best)
-                self._export(GENERATOR, step)
-            except (UserError, OSError) as error:
-                if step == self.total:
-                    raise
-                self.say(f"warning: {error}; training goes on")
+        whole = {
+            "trainer": state,
+            "total_steps": self.total,
+            "scores": self.scores,
+            "best": self.best,
+            "validation": self._validation_fingerprint(),
+        }
+
+        def write() -> None:
+            # The checkpoint last: a run that has its last one has everything else too.
+            self._export(GENERATOR, step)
+            self._write_card(step)
+            root = self.folder / CHECKPOINTS
+            checkpoint.save(root, step, tensors, whole)
+            best = [checkpoint.folder_name(int(self.best["step"]))] if self.best else []
+            checkpoint.prune(root, step, self.config.keep_checkpoints, best)
+
+        self._write(write, step)
         self.launch.wait()
         self.meter.skip()
 
     def finish(self) -> None:
-        """Draw the curves, write the model card, and say where everything is."""
-        if self.launch.is_main:
-            write_card(
-                self.folder / "README.md",
-                recipe=self.config.recipe,
-                parameters=count_parameters(self.trainer.generator.parameters()),
-                step=self.total,
-                size=self.sources.size,
-                scores=self.scores,
-            )
+        """Draw the curves, and say where everything is."""
         self.tracker.plot(force=True)
         self.say(
             f"done: {self.total} steps. Curves {self.folder}/plots/losses.png, pictures {self.folder}/samples/, "
             f"weights {self.folder}/{GENERATOR}, checkpoints {self.folder}/checkpoints/"
         )
 
+    def _write(self, action: Callable[[], None], step: int) -> None:
+        """Write on rank 0; a failure ends the run only at its last step."""
+        if not self.launch.is_main:
+            return
+        try:
+            action()
+        except (UserError, OSError) as error:
+            if step == self.total:
+                raise
+            self.say(f"warning: {error}; training goes on")
+
     def _export(self, name: str, step: int) -> None:
-        if self.launch.is_main:
-            export_generator(
-                self.folder / name,
-                self.config.generator,
-                self.trainer.ema.state_dict(),
-                recipe=self.config.recipe,
-                step=step,
-                size=self.sources.size,
-                scores=self.scores,
-            )
+        export_generator(
+            self.folder / name,
+            self.config.generator,
+            self.trainer.ema.state_dict(),
+            recipe=self.config.recipe,
+            step=step,
+            size=self.sources.size,
+            scores=self.scores,
+        )
+
+    def _write_card(self, step: int) -> None:
+        write_card(
+            self.folder / CARD,
+            recipe=self.config.recipe,
+            parameters=count_parameters(self.trainer.generator.parameters()),
+            step=step,
+            size=self.sources.size,
+            scores=self.scores,
+        )
+
+    def _validation_fingerprint(self) -> str | None:
+        """Scores compare on one set alone."""
+        return self.sources.validation.index.fingerprint if self.sources.validation else None
 
     def _choose_shown(self, first: Batch) -> Batch:
         """The samples that every grid shows: spread over the validation set, or the batch being overfitted."""

@@ -5,20 +5,31 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
-from inpaint_dist.config import TrainConfig, to_json
+from inpaint_dist.config import SECTIONS, TrainConfig, to_json
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import written_whole
 from inpaint_dist.launch import Launch
+from inpaint_dist.weights import BEST, CARD, GENERATOR
 
-CONFIG = "config.json"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+DATASET, GLOBAL_BATCH = "dataset", "global_batch"
+"""What shapes a run beside its config: the samples it reads, and how many a step."""
+OURS = (
+    *(CONFIG, CHECKPOINTS, GENERATOR, BEST, CARD),
+    *("command.txt", "env.json", "log.txt", "history.jsonl", "plots", "samples", "wandb"),
+)
+"""What a run writes into its folder."""
+
+Result = TypeVar("Result")
+
 _PACKAGES = ("torch", "accelerate", "numpy", "opencv-python", "simplejpeg", "webdataset", "wandb")
 
 
@@ -40,62 +51,99 @@ def find_start(config: TrainConfig, shaping: Mapping[str, object], launch: Launc
     Raises:
         UsageError: where the folder holds something else, or a run that differs in what shapes it.
     """
-    found: Start | str | None = None
+    return _by_main(lambda: _find_start(config, shaping), launch)
+
+
+def prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, launch: Launch) -> None:
+    """Make the folder and write down what runs, by which command, with what. Collective; rank 0 writes.
+
+    Raises:
+        UsageError: where the folder cannot be written.
+    """
+    _by_main(lambda: _prepare(config, shaping, start, launch), launch)
+
+
+def _by_main(action: Callable[[], Result], launch: Launch) -> Result:
+    """Let rank 0 act and all ranks have its result, or its refusal."""
+    outcome: tuple[Result | None, str | None] = (None, None)
     if launch.is_main:
         try:
-            found = _find_start(config, shaping)
+            outcome = (action(), None)
         except UserError as error:
-            found = str(error)
-    found = launch.share(found)  # pyright: ignore[reportAssignmentType]
-    if not isinstance(found, Start):
-        raise UsageError(str(found))
-    return found
+            outcome = (None, str(error))
+        except OSError as error:
+            outcome = (None, f"--output-dir {error.filename}: {error.strerror}")
+    result, refusal = launch.share(outcome)  # pyright: ignore[reportGeneralTypeIssues]
+    if refusal is not None:
+        raise UsageError(refusal)
+    return result
 
 
 def _find_start(config: TrainConfig, shaping: Mapping[str, object]) -> Start:
     folder = config.run_folder
     if not folder.exists() or not any(folder.iterdir()):
         return Start(0, None, [])
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: holds files but no run; choose another --output-dir")
+    before = _read_shaping(folder)
     if config.overwrite:
         return Start(0, None, [f"{folder}: the run there is replaced (--overwrite)"])
-    _refuse_another(folder, shaping)
-    newest, notes = checkpoint.newest(folder / "checkpoints")
+    _refuse_another(folder, before, shaping)
+    newest, notes = checkpoint.newest(folder / CHECKPOINTS)
+    if newest is None and notes:
+        listed = "\n".join(notes)
+        raise UserError(f"{folder}: no checkpoint can be read; --overwrite starts the run anew\n{listed}")
     if newest is None:
-        return Start(0, None, [*notes, f"{folder}: no checkpoint yet, the run starts from its beginning"])
+        return Start(0, None, [f"{folder}: no checkpoint yet, the run starts from its beginning"])
     return Start(int(newest.name.removeprefix("step-")), newest, [*notes, f"going on from {newest}"])
 
 
-def _refuse_another(folder: Path, shaping: Mapping[str, object]) -> None:
+def _read_shaping(folder: Path) -> dict[str, object]:
+    """What shaped the run that a folder holds; refuse a folder that holds none."""
     try:
-        before: dict[str, object] = json.loads((folder / CONFIG).read_text())["shaping"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / CONFIG}: cannot be read ({error}); use --overwrite or another --output-dir"
-        ) from error
+        return dict(json.loads((folder / CONFIG).read_text())["shaping"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder}: holds files but no run; choose another --output-dir") from None
+
+
+def _refuse_another(folder: Path, before: Mapping[str, object], shaping: Mapping[str, object]) -> None:
     now = json.loads(json.dumps(shaping))
-    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if differing:
-        changes = ", ".join(f"{key} {before.get(key)} → {now.get(key)}" for key in differing)
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if keys:
+        listed = "\n".join(_difference(key, before.get(key), now.get(key)) for key in keys)
         raise UserError(
-            f"{folder}: holds a run that differs in what shapes it: {changes}\n"
-            "give its flags again, or another --output-dir, or --overwrite to replace it"
+            f"{folder}: holds a run that differs in what shapes it; give its flags again, or another --output-dir, or "
+            f"--overwrite to replace it\n{listed}"
         )
 
 
-def prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, launch: Launch) -> None:
-    """Make the folder and write down what runs, by which command, with what. Rank 0 writes, the others wait."""
-    if launch.is_main:
-        folder = config.run_folder
-        if start.checkpoint is None and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / CONFIG, {"config": to_json(config), "shaping": shaping})
-        _write(folder / "env.json", environment(launch))
-        with (folder / "command.txt").open("a") as file:
-            file.write(f"{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}\n")
-    launch.wait()
+def _difference(key: str, before: object, now: object) -> str:
+    """One difference in the user's words: the flag that makes it, then and now."""
+    if key == DATASET:
+        return "  --shards, --limit: other training photos or masks"
+    if key == GLOBAL_BATCH:
+        return f"  images a step over all processes: then {before}, now {now}; give --global-batch-size {before}"
+    section, _, name = key.partition(".")
+    flag = name if section in SECTIONS else key
+    return f"  --{flag.replace('_', '-')}: then {before}, now {now}"
+
+
+def _prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, launch: Launch) -> None:
+    folder = config.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if start.checkpoint is None:
+        _clear(folder)
+    _write(folder / CONFIG, {"config": to_json(config), "shaping": shaping})
+    _write(folder / "env.json", environment(launch))
+    with (folder / "command.txt").open("a") as file:
+        file.write(f"{shlex.join(['accelerate', 'launch', '-m', 'inpaint_dist.train', *sys.argv[1:]])}\n")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run writes, and nothing that somebody else put there."""
+    for path in (folder / name for name in OURS):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def environment(launch: Launch) -> dict[str, Any]:

@@ -5,17 +5,18 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from inpaint_dist import cli
 from inpaint_dist.batch import check
-from inpaint_dist.config import SECTIONS, TrainConfig, shaping
+from inpaint_dist.config import SECTIONS, TrainConfig, interval, shaping
 from inpaint_dist.data.sources import Place, Sources, open_sources
 from inpaint_dist.errors import UsageError
 from inpaint_dist.launch import Launch, open_launch
 from inpaint_dist.models.blocks import has_batch_statistics
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.run import Run
-from inpaint_dist.run_folder import Start, find_start, prepare
+from inpaint_dist.run_folder import DATASET, GLOBAL_BATCH, Start, find_start, prepare
 from inpaint_dist.trainer import Trainer, count_parameters
 from inpaint_dist.weights import load_into, read_generator
 
@@ -24,7 +25,7 @@ def train(config: TrainConfig) -> None:
     """Run a training to its end, from its beginning or from its newest checkpoint."""
     with open_launch(config.launch) as launch:
         sources = open_data(config, launch)
-        shape = shaping(config, dataset=sources.fingerprint, global_batch=sources.loader.global_batch)
+        shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
         start = find_start(config, shape, launch)
         trainer = build_trainer(config, launch, sources, start)
         notes = [*start.notes, *describe(config, launch, sources, trainer)]
@@ -68,11 +69,9 @@ def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: 
     """
     torch.manual_seed(config.seed)
     generator, discriminator = config.generator.build(), config.discriminator.build()
-    if sources.size % generator.size_multiple:
-        raise UsageError(
-            f"pictures of {sources.size} pixels do not fit the generator, which halves them to a whole number only "
-            f"from multiples of {generator.size_multiple}: make shards of such a --size, or give fewer channels"
-        )
+    ranks = 1 if config.trainer.sync_batchnorm else launch.world
+    images = sources.loader.global_batch // (ranks * config.trainer.gradient_accumulation_steps)
+    _refuse_what_does_not_run(generator, discriminator, images, sources.size)
     if config.init_from is not None and start.checkpoint is None:
         _, weights, _ = read_generator(config.init_from)
         load_into(generator, weights, config.init_from)
@@ -83,8 +82,31 @@ def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: 
         config.objective,
         launch,
         total_steps=sources.total_steps,
-        seed=config.seed,
     )
+
+
+def _refuse_what_does_not_run(generator: nn.Module, discriminator: nn.Module, images: int, size: int) -> None:
+    """Look whether the networks take `images` pictures of `size` pixels at once.
+
+    Raises:
+        UsageError: where they halve them too often, or batch norm would see a single number.
+    """
+    multiple, smallest = int(generator.size_multiple), int(discriminator.smallest_size)
+    if size % multiple:
+        raise UsageError(
+            f"pictures of {size} pixels do not fit the generator, which halves them to a whole number only from "
+            f"multiples of {multiple}: make shards of such a --size, or give fewer --generator.channels"
+        )
+    if size < smallest:
+        raise UsageError(
+            f"pictures of {size} pixels are too small for the discriminator, which needs {smallest}: make shards of a "
+            "larger --size, or give fewer --discriminator.channels"
+        )
+    if has_batch_statistics(generator) and images * (size // multiple) ** 2 < 2:
+        raise UsageError(
+            "the generator's batch norm would see a single number at its deepest level: give a larger --batch-size, or "
+            "fewer --generator.channels"
+        )
 
 
 def describe(config: TrainConfig, launch: Launch, sources: Sources, trainer: Trainer) -> list[str]:
@@ -92,13 +114,15 @@ def describe(config: TrainConfig, launch: Launch, sources: Sources, trainer: Tra
     total, parts = sources.loader.global_batch, config.trainer.gradient_accumulation_steps
     precision = {"no": "float32"}.get(launch.precision, launch.precision)
     networks = (trainer.generator, trainer.discriminator)
-    named = ", ".join(f"{type(net).__name__} {count_parameters(net.parameters()) / 1e6:.2f} M" for net in networks)
+    named = ", ".join(f"{type(net).__name__} of {count_parameters(net.parameters()):,}" for net in networks)
+    saved_every = interval(config.checkpoint_every, sources.total_steps)
     lines = [
         *sources.notes,
         f"recipe {config.recipe}: {named} parameters",
         f"batch: {total} a step = {launch.world} process{'es' * (launch.world > 1)} x {total // launch.world}"
         + (f" in {parts} parts" if parts > 1 else "")
-        + f"; {sources.total_steps:,} steps on {launch.device.type} in {precision}, {launch.threads} threads",
+        + f"; {sources.total_steps:,} steps on {launch.device.type} in {precision}, threads: {launch.threads}",
+        f"run folder {config.run_folder}: a checkpoint each {saved_every} steps, from which the same command goes on",
     ]
     if any(map(has_batch_statistics, networks)):
         if parts > 1:

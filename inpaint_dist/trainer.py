@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from inpaint_dist.batch import Batch, Completion
-from inpaint_dist.data.order import mix
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch
@@ -30,7 +29,7 @@ SMALLEST_SCALE = 2.0**-10
 
 
 class NotFinite(UserError):
-    """A loss or gradient became NaN or infinite; no weight has moved since."""
+    """A loss or gradient became NaN or infinite; the network it belongs to has not moved, nor anything since."""
 
     on_every_rank = True
 
@@ -61,11 +60,13 @@ class TrainerConfig:
         for flag, rate in (("--lr", self.lr), ("--lr-d", self.lr_d)):
             if rate is not None and not 0 < rate < 1:
                 raise UsageError(f"{flag} {rate}: a learning rate lies between 0 and 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"--betas {self.betas[0]} {self.betas[1]}: give two numbers from 0 to below 1")
         if self.gradient_accumulation_steps < 1:
             raise UsageError(f"--gradient-accumulation-steps {self.gradient_accumulation_steps}: give at least 1")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--ema-decay {self.ema_decay}: give at least 0 and less than 1")
-        if self.clip_grad is not None and self.clip_grad <= 0:
+        if self.clip_grad is not None and not self.clip_grad > 0:
             raise UsageError(f"--clip-grad {self.clip_grad}: give more than 0, or leave it out")
 
 
@@ -92,10 +93,9 @@ class Trainer:
         launch: Launch,
         *,
         total_steps: int,
-        seed: int,
     ) -> None:
         self.config, self.launch = config, launch
-        self.total_steps, self.seed = total_steps, seed
+        self.total_steps = total_steps
         self.step_count = 0
         if launch.world > 1 and config.sync_batchnorm:
             generator = synchronise_batch_norm(generator, launch.device)
@@ -133,7 +133,6 @@ class Trainer:
         Raises:
             NotFinite: on a CPU at once; on a GPU when `raise_on_fault` looks. No weight moves from the fault on.
         """
-        torch.manual_seed(mix(self.seed, self.step_count, self.launch.rank) >> 1)
         self._set_learning_rates()
         self._note_faults([batch.image.sum() + batch.mask.sum()], "batch")
         parts = list(batch.split(self.config.gradient_accumulation_steps))
@@ -165,7 +164,7 @@ class Trainer:
             means.append(torch.stack([losses.total.detach(), losses.real, losses.fake]))
         loss, real, fake = torch.stack(means).mean(0)
         norm = self._update(self.discriminator, self.optimizer_d, self._scaler_d, loss, "d")
-        return {"d/loss": loss, "d/real": real, "d/fake": fake, "grad/d": norm}
+        return {"d/loss": loss, "d/real": real, "d/fake": fake, "norm/d": norm}
 
     def _step_generator(self, parts: list[Batch], completions: list[Completion], *, measure: bool) -> dict[str, Tensor]:
         means: dict[str, list[Tensor]] = {}
@@ -182,7 +181,7 @@ class Trainer:
         self.discriminator.requires_grad_(True)
         mean = {name: torch.stack(values).mean() for name, values in means.items()}
         norm = self._update(self.generator, self.optimizer_g, self._scaler_g, mean["g/loss"], "g")
-        return mean | {"grad/g": norm}
+        return mean | {"norm/g": norm}
 
     def _measured(
         self, losses: GeneratorLosses, completion: Completion, *, measure: bool
@@ -234,7 +233,7 @@ class Trainer:
     def _note_faults(self, values: Sequence[Tensor], first_term: str) -> None:
         """Note on the device, agreed by all ranks, which term stopped being finite first, where and when."""
         first, world, rank = TERMS.index(first_term), self.launch.world, self.launch.rank
-        bad = torch.stack([~torch.isfinite(value) for value in values]).float()
+        bad = (~torch.isfinite(torch.stack(list(values)))).float()
         bad = self.launch.largest(torch.stack([bad * (world - rank), bad * (rank + 1)]))
         new = bad.any() & ~self._faults.any()
         self._faults[:, first : first + len(values)] += bad * new
@@ -250,8 +249,9 @@ class Trainer:
             if high:
                 first, last = self.launch.world - int(low), int(high) - 1
                 where = f"rank {first}" if first == last else f"ranks {first} to {last}"
+                moved = "D alone has moved in it" if term.startswith("g/") else "no weight has moved in it"
                 raise NotFinite(
-                    f"{term} is not finite at step {int(self._fault_step)} on {where}; no weight has moved. "
+                    f"{term} is not finite at step {int(self._fault_step)} on {where}; {moved}. "
                     "Lower --lr, set --clip-grad 1, or try --mixed-precision no"
                 )
         for scaler in (self._scaler_d, self._scaler_g):
@@ -277,10 +277,7 @@ class Trainer:
     def averaged(self) -> nn.Module:
         """The generator to evaluate and to use: averaged weights, statistics averaged over ranks. Collective."""
         self._average_statistics()
-        source = self.generator.parameters() if self.config.ema_decay == 0 else ()
         with torch.no_grad():
-            for mine, theirs in zip(self.ema.parameters(), source, strict=False):
-                mine.copy_(theirs)
             for mine, theirs in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
                 mine.copy_(theirs)
         return self.ema
@@ -316,8 +313,9 @@ class Trainer:
         self.discriminator.load_state_dict(tensors["discriminator"])
         _load_optimizer(self.optimizer_g, tensors["optimizer_g"])
         _load_optimizer(self.optimizer_d, tensors["optimizer_d"])
-        self._scaler_g.load_state_dict(state["scaler_g"])
-        self._scaler_d.load_state_dict(state["scaler_d"])
+        for name, scaler in (("scaler_g", self._scaler_g), ("scaler_d", self._scaler_d)):
+            if state[name]:  # empty where the run went on in another precision until now
+                scaler.load_state_dict(state[name])
 
     # ---------------------------------------------------------------- parts
 

@@ -15,6 +15,7 @@ from inpaint_dist.models import GeneratorConfig
 
 GENERATOR = "generator.safetensors"
 BEST = "generator-best.safetensors"
+CARD = "README.md"
 _KIND = "inpaint_dist generator 1"
 
 

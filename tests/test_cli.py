@@ -90,6 +90,14 @@ def test_a_users_error_is_one_message_without_a_traceback_and_with_debug_it_has_
         cli.run(main, ["--debug"])
 
 
+def test_ctrl_c_is_one_word_and_the_shells_exit_code(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert cli.run(main, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_our_own_bugs_keep_their_traceback():
     def main(argv):
         raise ZeroDivisionError

@@ -58,7 +58,7 @@ def a_trainer(launch: Launch, kind: str = "unet", *, double: bool = False, **set
         networks = tuple(network.double() for network in networks)
     recipe = RECIPES["unet" if kind == "plain" else kind]
     config = replace(recipe.trainer, **settings)
-    return Trainer(config, *networks, recipe.objective, launch, total_steps=40, seed=3)
+    return Trainer(config, *networks, recipe.objective, launch, total_steps=40)
 
 
 def some_batches(launch: Launch, shards: str, steps: int, *, double: bool = False) -> Iterator[Batch]:
@@ -67,7 +67,6 @@ def some_batches(launch: Launch, shards: str, steps: int, *, double: bool = Fals
     loader = Loader(
         DataConfig(workers=0),
         index,
-        seed=5,
         rank=launch.rank,
         world=launch.world,
         per_process=GLOBAL_BATCH // launch.world,

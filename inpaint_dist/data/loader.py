@@ -48,17 +48,18 @@ class DataConfig:
     flip: bool = True
     """Mirror photo and mask with probability 1/2."""
     mask_source: str = "paired"
-    """paired: the mask stored with the photo; pool: that of another sample, drawn anew each epoch; or a family drawn
+    """paired: a mask stored with the photo; pool: one of any training sample, drawn anew each epoch; or a family drawn
     on the fly, such as lama-train."""
-    size: int = 256
-    """Pixels of a side, for shards without an index; those with one have it written there."""
+    size: int | None = None
+    """Pixels of a side of pictures from shards without an index; None: 256. An index says it for its shards."""
     workers: int | None = None
-    """Decoding threads of a process; 0: decode in the training thread; None: as the cores allow, at most 8."""
+    """Decoding threads of a process (worker processes, for shards without an index); 0: decode in the training thread;
+    None: as the cores allow, at most 8."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.global_batch_size is not None:
             raise UsageError("--batch-size and --global-batch-size: give one of the two")
-        for flag in ("limit", "batch_size", "global_batch_size"):
+        for flag in ("limit", "batch_size", "global_batch_size", "size"):
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise UsageError(f"--{flag.replace('_', '-')} {value}: give at least 1")
@@ -175,6 +176,11 @@ class SampleDecoder:
         return f"sample {self.index.keys[sample]}"
 
 
+def decoders(asked: int | None) -> int:
+    """Threads or processes that decode for this process: as asked, else its share of the cores, at most 8."""
+    return min(8, cores_a_process()) if asked is None else asked
+
+
 class Loader:
     """Batches of the training set for one rank, from any step on."""
 
@@ -194,7 +200,7 @@ class Loader:
         self.order = SampleOrder(self.samples, seed)
         self.rank, self.per_process, self.global_batch = rank, per_process, per_process * world
         self.decoder = SampleDecoder(index, config.mask_source, seed)
-        self.threads = min(8, cores_a_process()) if config.workers is None else config.workers
+        self.threads = decoders(config.workers)
 
     def draws(self, step: int) -> list[Draw]:
         """What this rank reads in a step: its slice of the global batch."""

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from inpaint_dist.data.headers import PNG_SIGNATURE
 
 _IDAT = 33  # after the signature (8) and IHDR (4 + 4 + 13 + 4)
+_HEAD = struct.Struct(">16sIIBBBBB4xI4s")  # signature and IHDR's name, its fields, its checksum, the next chunk
+_START = PNG_SIGNATURE + b"\x00\x00\x00\x0dIHDR"
 _LARGEST_SIDE = 1 << 15
 _LEVEL = 7  # 9 takes 3 to 7 times as long for at most 7 % fewer bytes
 
@@ -56,11 +58,11 @@ def decode_packed_mask(data: bytes, name: str) -> tuple[npt.NDArray[np.uint8], i
 
 def _unpack_own(data: bytes) -> tuple[npt.NDArray[np.uint8], int] | None:
     """The fast path; None where the PNG is not laid out as ours are, or is damaged."""
-    if len(data) < _IDAT + 12 or data[:16] != PNG_SIGNATURE + b"\x00\x00\x00\x0dIHDR":
+    if len(data) < _IDAT + 12:
         return None
-    width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    size, kind = struct.unpack_from(">I4s", data, _IDAT)
-    is_ours = (depth, colours, interlaced, kind) == (1, 0, 0, b"IDAT") and len(data) == _IDAT + 12 + size + 12
+    start, width, height, depth, colours, _, _, interlaced, size, kind = _HEAD.unpack_from(data)
+    is_ours = (start, depth, colours, interlaced, kind) == (_START, 1, 0, 0, b"IDAT")
+    is_ours = is_ours and len(data) == _IDAT + 12 + size + 12
     if not is_ours or not (0 < width <= _LARGEST_SIDE and 0 < height <= _LARGEST_SIDE):
         return None
     stride = 1 + (width + 7) // 8
@@ -71,8 +73,9 @@ def _unpack_own(data: bytes) -> tuple[npt.NDArray[np.uint8], int] | None:
         return None
     if len(raw) != height * stride or not inflater.eof:
         return None
-    rows = np.frombuffer(raw, np.uint8).reshape(height, stride)
-    return None if rows[:, 0].any() else (rows[:, 1:], width)
+    if raw[::stride] != bytes(height):  # the rows' filters
+        return None
+    return np.frombuffer(raw, np.uint8).reshape(height, stride)[:, 1:], width
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

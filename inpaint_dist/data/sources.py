@@ -7,7 +7,7 @@ import torch
 
 import inpaint_dist
 from inpaint_dist.batch import Batch
-from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet
+from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet, decoders
 from inpaint_dist.data.order import steps_for
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.data.streaming import WEAKER, StreamingLoader, find_shards, is_stream
@@ -65,11 +65,13 @@ def open_sources(
     index = ShardIndex.load(folder, "train")
     if not len(index):
         raise UsageError(f"--shards {folder}: has no training samples")
+    if config.size not in (None, index.size):
+        raise UsageError(f"--size {config.size}: the shards in {folder} hold pictures of {index.size} pixels")
     loader = Loader(
         config, index, seed=seed, rank=place.rank, world=place.world, per_process=per_process, device=place.device
     )
     total = max_steps or steps_for(loader.samples, epochs, loader.global_batch)
-    validation = ShardIndex.load(config.val_shards or folder, "val")
+    validation = ShardIndex.load(shards_folder(config.val_shards) if config.val_shards else folder, "val")
     if len(validation) and validation.size != index.size:
         raise UsageError(f"--val-shards: {validation.size} pixels a side, the training shards have {index.size}")
     notes = [
@@ -87,30 +89,30 @@ def _streamed(config: DataConfig, place: Place, seed: int, max_steps: int | None
         raise UsageError(f"--shards {config.shards}: no index, so the length of an epoch is unknown: give --max-steps")
     if config.limit is not None:
         raise UsageError(f"--limit {config.limit}: needs shards with an index (tools/make_shards.py)")
-    shards = find_shards(config.shards)
+    shards, size = find_shards(config.shards), config.size or 256
     loader = StreamingLoader(
         shards,
         mask_source=config.mask_source,
-        size=config.size,
+        size=size,
         flip=config.flip,
         seed=seed,
         rank=place.rank,
         world=place.world,
         per_process=per_process,
         device=place.device,
-        workers=config.workers or 0,
+        workers=decoders(config.workers),
     )
-    validation = ShardIndex.load(config.val_shards, "val") if config.val_shards else None
+    validation = ShardIndex.load(shards_folder(config.val_shards), "val") if config.val_shards else None
     fingerprint = " ".join(Path(shard).name for shard in shards)
-    return Sources(loader, _validation(validation, place), max_steps, fingerprint, config.size, [WEAKER])
+    return Sources(loader, _validation(validation, place), max_steps, fingerprint, size, [WEAKER])
 
 
 def _validation(index: ShardIndex | None, place: Place) -> ValidationSet | None:
     return ValidationSet(index, place.device) if index is not None and len(index) else None
 
 
-def shards_folder(shards: str) -> Path:
-    """The folder that --shards names; a relative one is looked for here, then in the project's own checkout."""
+def shards_folder(shards: str | Path) -> Path:
+    """The folder that --shards or --val-shards names, looked for here and then in the project's own checkout."""
     folder = Path(shards)
     beside = Path(inpaint_dist.__file__).parents[1] / shards
     return beside if not folder.exists() and beside.is_dir() else folder

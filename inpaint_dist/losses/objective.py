@@ -31,7 +31,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         for name in ("reconstruction_weight", "adversarial_weight"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 flag = f"--objective.{name.replace('_', '-')}"
                 raise UsageError(f"{flag} {getattr(self, name)}: a weight is 0 or more")
 

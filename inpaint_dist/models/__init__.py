@@ -10,4 +10,4 @@ GeneratorConfig: TypeAlias = SeedAutoencoderConfig | UNetConfig
 """Every generator: `config.build()` gives a module of (masked, mask) → prediction with an int `size_multiple`."""
 
 DiscriminatorConfig: TypeAlias = PatchDiscriminatorConfig
-"""Every discriminator: `config.build()` gives a module of image → scores."""
+"""Every discriminator: `config.build()` gives a module of image → scores with an int `smallest_size`."""

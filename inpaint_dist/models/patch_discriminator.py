@@ -34,6 +34,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, config: PatchDiscriminatorConfig) -> None:
         super().__init__()
+        self.smallest_size = 2 ** len(config.channels)
         self.features = nn.Sequential(*(down(a, b) for a, b in pairwise((3, *config.channels))))
         self.to_score = nn.Conv2d(config.channels[-1], 1, 3, padding=1)
         self.sigmoid = config.sigmoid

@@ -70,5 +70,5 @@ def test_terms_are_weighed_by_name():
 
 
 def test_a_negative_weight_is_refused_by_the_name_of_its_flag():
-    with pytest.raises(UsageError, match="--objective.adversarial-weight -1"):
+    with pytest.raises(UsageError, match=r"--objective\.adversarial-weight -1"):
         ObjectiveConfig(adversarial_weight=-1.0)

@@ -82,7 +82,9 @@ def test_the_seed_is_made_of_the_layers_it_was_given_with():
     assert critic >= {nn.Conv2d, nn.LeakyReLU}
 
 
-@pytest.mark.parametrize(("name", "generator", "discriminator"), [("seed", 13_904_195, 692_449), ("unet", 4_182_943, 692_449)])
+@pytest.mark.parametrize(
+    ("name", "generator", "discriminator"), [("seed", 13_904_195, 692_449), ("unet", 4_182_943, 692_449)]
+)
 def test_parameter_counts_are_those_of_the_documentation(name: str, generator: int, discriminator: int):
     built = (RECIPES[name].generator.build(), RECIPES[name].discriminator.build())
     assert [sum(p.numel() for p in net.parameters()) for net in built] == [generator, discriminator]
