@@ -69,8 +69,8 @@ class Run:
         kind = self.config.trainer.lr_schedule
         if before != self.total and kind != "constant":
             self.say(
-                f"note: {self.total:,} steps instead of {before:,}: the {kind} schedule goes on as for the new length, so "
-                "this is not the same as one run of that length"
+                f"note: {self.total:,} steps instead of {before:,}: the {kind} schedule goes on as for the new length: "
+                "not the same as one run of that length"
             )
 
     def batches(self) -> Iterator[tuple[int, Batch]]:

@@ -67,6 +67,7 @@ def some_batches(launch: Launch, shards: str, steps: int, *, double: bool = Fals
     loader = Loader(
         DataConfig(workers=0),
         index,
+        seed=5,
         rank=launch.rank,
         world=launch.world,
         per_process=GLOBAL_BATCH // launch.world,
