@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-import webdataset
+from webdataset.compat import WebDataset, WebLoader
 
 from benchmarks.report import cpu_seconds, write_report
 from inpaint_dist import cli
@@ -175,16 +175,16 @@ def theirs(config: LoaderBenchmark, index: ShardIndex) -> dict[str, Row]:
     images = passes * len(index)
 
     def read(dataset: Any) -> None:
-        loader = webdataset.WebLoader(dataset.repeat(passes), batch_size=None, num_workers=config.workers)
+        loader = WebLoader(dataset.repeat(passes), batch_size=None, num_workers=config.workers)
         found = sum(len(photos) for photos, _ in loader)
         assert found == images, f"webdataset gave {found} images of {images}"
 
     def documented(decoder: str) -> None:
-        dataset: Any = webdataset.WebDataset(shards, shardshuffle=100)
+        dataset: Any = WebDataset(shards, shardshuffle=100)
         read(dataset.shuffle(1000).decode(decoder).to_tuple("jpg;png", "mask.png").batched(config.batch_size))
 
     def tuned() -> None:
-        dataset: Any = webdataset.WebDataset(shards, shardshuffle=100, select_files=_is_photo_or_mask)
+        dataset: Any = WebDataset(shards, shardshuffle=100, select_files=_is_photo_or_mask)
         samples = dataset.shuffle(1000).to_tuple("jpg;png", "mask.png").map_tuple(_photo, _mask)
         read(samples.batched(config.batch_size, collation_fn=_stack))
 

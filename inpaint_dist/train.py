@@ -71,7 +71,7 @@ def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: 
     generator, discriminator = config.generator.build(), config.discriminator.build()
     ranks = 1 if config.trainer.sync_batchnorm else launch.world
     images = sources.loader.global_batch // (ranks * config.trainer.gradient_accumulation_steps)
-    _refuse_what_does_not_run(generator, discriminator, images, sources.size)
+    _refuse_what_does_not_run(generator, images, sources.size, generator.size_multiple, discriminator.smallest_size)
     if config.init_from is not None and start.checkpoint is None:
         _, weights, _ = read_generator(config.init_from)
         load_into(generator, weights, config.init_from)
@@ -85,13 +85,14 @@ def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: 
     )
 
 
-def _refuse_what_does_not_run(generator: nn.Module, discriminator: nn.Module, images: int, size: int) -> None:
+def _refuse_what_does_not_run(generator: nn.Module, images: int, size: int, multiple: int, smallest: int) -> None:
     """Look whether the networks take `images` pictures of `size` pixels at once.
+
+    `multiple` is what the generator halves to a whole number, `smallest` the least that the discriminator scores.
 
     Raises:
         UsageError: where they halve them too often, or batch norm would see a single number.
     """
-    multiple, smallest = int(generator.size_multiple), int(discriminator.smallest_size)
     if size % multiple:
         raise UsageError(
             f"pictures of {size} pixels do not fit the generator, which halves them to a whole number only from "
