@@ -204,7 +204,7 @@ def _loss_panel(axes: Any, title: str, curve: Curve | None, colour: str) -> None
         axes.set_ylim(low - pad, high + pad)
         if high >= 10_000:
             axes.yaxis.set_major_formatter("{x:,g}")
-    axes.legend(loc="upper right")
+    axes.legend(loc="best")
 
 
 def _score_panel(axes: Any, found: Mapping[str, Curve]) -> None:
@@ -217,7 +217,8 @@ def _score_panel(axes: Any, found: Mapping[str, Curve]) -> None:
             _draw(axes, curve, colour, label, dash=dash)
             low, high = min(low, float(curve.values.min())), max(high, float(curve.values.max()))
     if low >= 0 and high <= 1:
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(-0.18, 1.02)  # the legend has a strip of its own below
+        axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.legend(loc="lower left", ncols=2)
 
 
