@@ -266,14 +266,14 @@ def careful_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Mo
         with launch.autocast():
             prediction = generator(masked(image, mask), mask)
             fake = prediction.detach().to(image.dtype)
-            real_scores, fake_scores = discriminator(torch.cat([image, fake])).float().chunk(2)
+            real_scores, fake_scores = discriminator(torch.cat([image, fake])).scores.float().chunk(2)
             loss_d = label_loss(fake_scores, 0.0) + label_loss(real_scores, 1.0)
         loss_d.backward()
         adam_d.step()
         adam_d.zero_grad()
         discriminator.requires_grad_(False)
         with launch.autocast():
-            adversarial = label_loss(discriminator(prediction).float(), 1.0)
+            adversarial = label_loss(discriminator(prediction).scores.float(), 1.0)
             loss_g = generator_total(recipe, prediction.float(), image, mask, adversarial)
         loss_g.backward()
         discriminator.requires_grad_(True)
@@ -293,12 +293,12 @@ def naive_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Modu
     def step(batch: Batch) -> dict[str, Tensor]:
         image, mask = batch.image.contiguous(), batch.mask
         fake = generator(masked(image, mask), mask)
-        loss_d = label_loss(discriminator(fake.detach()), 0.0) + label_loss(discriminator(image), 1.0)
+        loss_d = label_loss(discriminator(fake.detach()).scores, 0.0) + label_loss(discriminator(image).scores, 1.0)
         adam_d.zero_grad()
         loss_d.backward()
         adam_d.step()
         fake = generator(masked(image, mask), mask)
-        loss_g = generator_total(recipe, fake, image, mask, label_loss(discriminator(fake), 1.0))
+        loss_g = generator_total(recipe, fake, image, mask, label_loss(discriminator(fake).scores, 1.0))
         adam_g.zero_grad()
         loss_g.backward()
         adam_g.step()

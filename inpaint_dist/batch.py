@@ -6,7 +6,7 @@ On disk and in workers both are uint8; they are converted here, once, on the dev
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, UInt8
@@ -51,6 +51,15 @@ class Completion:
     """The raw output: a whole picture, the known pixels included."""
     composite: Image
     """The prediction pasted into the hole; the known pixels are the photo's own, bit for bit."""
+
+
+class Judgement(NamedTuple):
+    """What a discriminator says of images. A tuple, so that DistributedDataParallel finds the tensors in it."""
+
+    scores: Scores
+    """One number a patch, high where it looks real."""
+    features: tuple[Tensor, ...] = ()
+    """(B, C, H, W) of each layer below the scores, first to last."""
 
 
 def masked(image: Image, mask: Mask) -> Image:

@@ -84,6 +84,13 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
 
+        if self.discriminator.sigmoid and self.objective.adversarial.raw_scores:
+            loss = type(self.objective.adversarial).__name__.removesuffix("Config")
+            raise UsageError(
+                f"--discriminator.sigmoid: {loss} wants raw scores, which this discriminator squashes to 0..1: give "
+                "--no-discriminator.sigmoid"
+            )
+
     @property
     def run_folder(self) -> Path:
         """Where the run lives."""

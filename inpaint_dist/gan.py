@@ -7,13 +7,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from inpaint_dist.batch import Batch, Completion, Image, Mask, Scores, composite, masked
-from inpaint_dist.losses.adversarial import LeastSquares
+from inpaint_dist.batch import Batch, Completion, Image, Judgement, Mask, composite, masked
+from inpaint_dist.losses.adversarial import AdversarialLoss, feature_distance, r1_penalty
 from inpaint_dist.losses.objective import ObjectiveConfig
-from inpaint_dist.losses.reconstruction import hole_distance
+from inpaint_dist.losses.reconstruction import reconstruction_distance
 
 Generator: TypeAlias = Callable[[Image, Mask], Image]
-Discriminator: TypeAlias = Callable[[Image], Scores]
+Discriminator: TypeAlias = Callable[[Image], Judgement]
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,15 @@ class DiscriminatorLosses:
     """D's loss, and the mean scores that tell how well it does."""
 
     total: Tensor
+    """What D is stepped by, R1 included where it was asked for."""
+    adversarial: Tensor
+    """The GAN loss alone, detached."""
     real: Tensor
     """Mean score of photos, detached."""
     fake: Tensor
     """Mean score of completions, detached."""
+    r1: Tensor | None
+    """The penalty at photos, unweighted and detached, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class InpaintingGAN:
 
         Args:
             generator: (masked, mask) → prediction.
-            discriminator: image → scores, as it is trained.
+            discriminator: image → scores and features, as it is trained.
             objective: what both are asked for.
             judge: the same discriminator as the generator's step calls it, where that differs (under DDP the module
                 itself, so that its gradients are not reduced a second time).
@@ -64,7 +69,7 @@ class InpaintingGAN:
         self.discriminator = discriminator
         self.judge = judge or discriminator
         self.objective = objective
-        self.adversarial: LeastSquares = objective.adversarial.build()
+        self.adversarial: AdversarialLoss = objective.adversarial.build()
         self.one_pass = one_pass
 
     def complete(self, batch: Batch) -> Completion:
@@ -72,24 +77,41 @@ class InpaintingGAN:
         prediction = self.generator(masked(batch.image, batch.mask), batch.mask)
         return Completion(prediction, composite(prediction, batch.image, batch.mask))
 
-    def discriminator_loss(self, batch: Batch, completion: Completion) -> DiscriminatorLosses:
-        """D's loss on photos and on completions; nothing flows back to the generator."""
+    def discriminator_loss(
+        self, batch: Batch, completion: Completion, *, penalise: bool = False
+    ) -> DiscriminatorLosses:
+        """D's loss on photos and on completions, with `penalise` R1 too; nothing flows back to the generator."""
         fake_image = self.shown(completion).detach().to(batch.image.dtype)
         if self.one_pass:
-            real, fake = self.discriminator(torch.cat([batch.image, fake_image])).chunk(2)
+            real, fake = self.discriminator(torch.cat([batch.image, fake_image])).scores.chunk(2)
         else:
-            real, fake = self.discriminator(batch.image), self.discriminator(fake_image)
-        total = self.adversarial.discriminator(real, fake)
-        return DiscriminatorLosses(total, *(scores.detach().to(total.dtype).mean() for scores in (real, fake)))
+            real, fake = self.discriminator(batch.image).scores, self.discriminator(fake_image).scores
+        adversarial = self.adversarial.discriminator(real, fake, batch.mask)
+        total, r1 = adversarial, None
+        if penalise:
+            r1 = r1_penalty(self.judge, batch.image)
+            total = total + self.objective.r1_weight * self.objective.r1_every * r1
+        return DiscriminatorLosses(
+            total,
+            adversarial=adversarial.detach(),
+            real=real.detach().to(adversarial.dtype).mean(),
+            fake=fake.detach().to(adversarial.dtype).mean(),
+            r1=r1 if r1 is None else r1.detach(),
+        )
 
     def generator_loss(self, batch: Batch, completion: Completion) -> GeneratorLosses:
         """G's loss: near the photo inside the hole, and a photo to D. D must be frozen by whoever steps."""
+        fake = self.judge(self.shown(completion))
         terms = {
-            "reconstruction": hole_distance(
+            "reconstruction": reconstruction_distance(
                 completion.prediction, batch.image, batch.mask, self.objective.reconstruction
             ),
-            "adversarial": self.adversarial.generator(self.judge(self.shown(completion))),
+            "adversarial": self.adversarial.generator(fake.scores),
         }
+        if self.objective.feature_matching_weight:
+            with torch.no_grad():
+                real = self.judge(batch.image)
+            terms["feature_matching"] = feature_distance(fake, real)
         weighted = self.objective.weigh(terms)
         return GeneratorLosses(torch.stack(list(weighted.values())).sum(), terms, weighted)
 

@@ -95,8 +95,8 @@ def _refuse_what_does_not_run(generator: nn.Module, images: int, size: int, mult
     """
     if size % multiple:
         raise UsageError(
-            f"pictures of {size} pixels do not fit the generator, which halves them to a whole number only from "
-            f"multiples of {multiple}: make shards of such a --size, or give fewer --generator.channels"
+            f"pictures of {size} pixels do not fit the generator, which takes multiples of {multiple}: make "
+            "shards of such a --size, or give it fewer halvings"
         )
     if size < smallest:
         raise UsageError(

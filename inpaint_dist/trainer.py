@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch
 from inpaint_dist.losses.objective import ObjectiveConfig
-from inpaint_dist.models.blocks import has_batch_statistics
+from inpaint_dist.models.blocks import batch_norms, has_batch_statistics, kept_statistics
 from inpaint_dist.models.sync_batchnorm import synchronise_batch_norm
 
 TERMS = ("batch", "d/loss", "d/gradient", "g/loss", "g/gradient")
@@ -99,7 +99,8 @@ class Trainer:
         self.step_count = 0
         if launch.world > 1 and config.sync_batchnorm:
             generator = synchronise_batch_norm(generator, launch.device)
-            discriminator = synchronise_batch_norm(discriminator, launch.device)
+            if not objective.r1_weight:  # no batch norm over ranks can be derived twice, which R1 does
+                discriminator = synchronise_batch_norm(discriminator, launch.device)
         self.generator = self._place(generator)
         self.discriminator = self._place(discriminator)
         self.ema = deepcopy(self.generator).eval().requires_grad_(False)
@@ -151,20 +152,23 @@ class Trainer:
             if len(parts) == 1:
                 yield self.gan.complete(parts[0])
                 return
-            with torch.no_grad(), _kept_statistics(self.generator):
+            with torch.no_grad(), kept_statistics(self.generator):
                 yield from [self.gan.complete(part) for part in parts]
 
     def _step_discriminator(self, parts: list[Batch], completions: list[Completion]) -> dict[str, Tensor]:
+        objective = self.gan.objective
+        penalise = objective.r1_weight > 0 and self.step_count % objective.r1_every == 0
         means: list[Tensor] = []
         for number, (part, completion) in enumerate(zip(parts, completions, strict=True)):
             with self._reducing(self._ddp_d, last=number == len(parts) - 1):
                 with self.launch.autocast():
-                    losses = self.gan.discriminator_loss(part, completion)
+                    losses = self.gan.discriminator_loss(part, completion, penalise=penalise)
                 self._scaler_d.scale(losses.total / len(parts)).backward()
-            means.append(torch.stack([losses.total.detach(), losses.real, losses.fake]))
-        loss, real, fake = torch.stack(means).mean(0)
-        norm = self._update(self.discriminator, self.optimizer_d, self._scaler_d, loss, "d")
-        return {"d/loss": loss, "d/real": real, "d/fake": fake, "norm/d": norm}
+            penalty = [losses.r1] if losses.r1 is not None else []
+            means.append(torch.stack([losses.total.detach(), losses.adversarial, losses.real, losses.fake, *penalty]))
+        total, *shown = torch.stack(means).mean(0)
+        norm = self._update(self.discriminator, self.optimizer_d, self._scaler_d, total, "d")
+        return dict(zip(("d/loss", "d/real", "d/fake", "d/r1"), shown, strict=False)) | {"norm/d": norm}
 
     def _step_generator(self, parts: list[Batch], completions: list[Completion], *, measure: bool) -> dict[str, Tensor]:
         means: dict[str, list[Tensor]] = {}
@@ -284,9 +288,14 @@ class Trainer:
 
     def _average_statistics(self) -> None:
         """Make the running statistics of batch norm the ranks' mean, where each rank kept its own."""
-        if self.launch.world == 1 or self.config.sync_batchnorm:
+        if self.launch.world == 1:
             return
-        norms = [*_batch_norms(self.generator), *_batch_norms(self.discriminator)]
+        norms = [
+            norm
+            for network in (self.generator, self.discriminator)
+            for norm in batch_norms(network)
+            if type(norm) is nn.BatchNorm2d  # else it is synchronised
+        ]
         buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
         if buffers:
             means = self.launch.mean(torch.cat(buffers)).split([len(buffer) for buffer in buffers])
@@ -351,23 +360,6 @@ def schedule(kind: str, step: int, total: int) -> float:
     if kind == "tail":
         return min(1.0, (total - step) / max(1.0, total / 5))
     return 1.0
-
-
-@contextmanager
-def _kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are: a batch completed twice must be counted once."""
-    norms = [norm for norm in _batch_norms(network) if norm.track_running_stats]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
-def _batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,7 +6,9 @@ import pytest
 
 from inpaint_dist.config import TrainConfig, from_json, interval, shaping, to_json
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.models import UNetConfig
+from inpaint_dist.losses.adversarial import AdversarialConfig, HingeConfig, NonSaturatingConfig
+from inpaint_dist.losses.objective import ObjectiveConfig
+from inpaint_dist.models import FeatureDiscriminatorConfig, PatchDiscriminatorConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
 
 
@@ -48,6 +50,15 @@ def test_what_may_change_on_resume_does_not_shape_the_run_and_the_rest_does():
         assert shaping(dataclasses.replace(RECIPES["seed"], **change), dataset="x", global_batch=8) != before
     assert shaping(RECIPES["seed"], dataset="y", global_batch=8) != before
     assert shaping(RECIPES["seed"], dataset="x", global_batch=16) != before
+
+
+@pytest.mark.parametrize("adversarial", [NonSaturatingConfig(), HingeConfig()])
+def test_a_loss_of_raw_scores_is_refused_on_squashed_ones(adversarial: AdversarialConfig):
+    objective = ObjectiveConfig(adversarial=adversarial)
+    with pytest.raises(UsageError, match=r"--discriminator\.sigmoid: (NonSaturating|Hinge) wants raw scores"):
+        TrainConfig(objective=objective, discriminator=PatchDiscriminatorConfig(sigmoid=True))
+    for raw in (PatchDiscriminatorConfig(sigmoid=False), FeatureDiscriminatorConfig()):
+        assert TrainConfig(objective=objective, discriminator=raw).discriminator == raw
 
 
 @pytest.mark.parametrize(("total", "every"), [(5, 1), (315, 31), (35_000, 1000)])

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,52 @@ from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.evaluation import METRICS, evaluate
 from inpaint_dist.launch import Launch, LaunchConfig, open_launch
-from inpaint_dist.models import PatchDiscriminatorConfig, SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.losses.adversarial import NonSaturatingConfig
+from inpaint_dist.losses.objective import ObjectiveConfig
+from inpaint_dist.losses.reconstruction import ReconstructionConfig
+from inpaint_dist.models import (
+    DiscriminatorConfig,
+    FeatureDiscriminatorConfig,
+    FFCResNetConfig,
+    GeneratorConfig,
+    PatchDiscriminatorConfig,
+    SeedAutoencoderConfig,
+    UNetConfig,
+)
 from inpaint_dist.models.sync_batchnorm import SyncBatchNorm2d
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.trainer import NotFinite, Trainer
 
 ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
-GENERATORS = {"seed": SeedAutoencoderConfig(channels=(4, 8)), "unet": UNetConfig(channels=(4, 8))}
 WORLD = 2
 GLOBAL_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Game:
+    """Small networks, and what they are asked for."""
+
+    generator: GeneratorConfig
+    objective: ObjectiveConfig
+    discriminator: DiscriminatorConfig
+
+
+FEATURES = ObjectiveConfig(
+    reconstruction=ReconstructionConfig(where="known", reduction="picture"),
+    adversarial=NonSaturatingConfig(),
+    adversarial_weight=0.5,
+    feature_matching_weight=2.0,
+)
+PENALTY = ObjectiveConfig(adversarial=NonSaturatingConfig(), adversarial_weight=0.5, r1_weight=0.1, r1_every=2)
+SQUASHED = PatchDiscriminatorConfig(channels=(4, 8))
+RAW = PatchDiscriminatorConfig(channels=(4, 8), sigmoid=False)
+GAMES = {
+    "seed": Game(SeedAutoencoderConfig(channels=(4, 8)), RECIPES["seed"].objective, SQUASHED),
+    "unet": Game(UNetConfig(channels=(4, 8)), RECIPES["unet"].objective, SQUASHED),
+    "ffc": Game(FFCResNetConfig(base_channels=2, blocks=1), FEATURES, FeatureDiscriminatorConfig(channels=(4, 8))),
+    "r1": Game(UNetConfig(channels=(4, 8)), PENALTY, RAW),
+    "r1 of batch norm": Game(UNetConfig(channels=(4, 8)), PENALTY, FeatureDiscriminatorConfig(channels=(4, 8))),
+}
 
 
 class PlainGenerator(nn.Module):
@@ -50,15 +87,13 @@ class PlainGenerator(nn.Module):
 
 def a_trainer(launch: Launch, kind: str = "unet", *, double: bool = False, **settings: Any) -> Trainer:
     torch.manual_seed(0)
-    networks = (
-        PlainGenerator() if kind == "plain" else GENERATORS[kind].build(),
-        PatchDiscriminatorConfig(channels=(4, 8)).build(),
-    )
+    game = GAMES["unet" if kind == "plain" else kind]
+    generator = PlainGenerator() if kind == "plain" else game.generator.build()
+    networks = (generator, game.discriminator.build())
     if double:
         networks = tuple(network.double() for network in networks)
-    recipe = RECIPES["unet" if kind == "plain" else kind]
-    config = replace(recipe.trainer, **settings)
-    return Trainer(config, *networks, recipe.objective, launch, total_steps=40)
+    config = replace(RECIPES["seed" if kind == "seed" else "unet"].trainer, **settings)
+    return Trainer(config, *networks, game.objective, launch, total_steps=40)
 
 
 def some_batches(launch: Launch, shards: str, steps: int, *, double: bool = False) -> Iterator[Batch]:
@@ -334,7 +369,7 @@ def furthest(found: list[dict[str, float]], expected: list[dict[str, float]]) ->
 # -------------------------------------------------------------------------------------------- what must hold
 
 
-@pytest.mark.parametrize("kind", ["seed", "unet"])
+@pytest.mark.parametrize("kind", ["seed", "unet", "ffc", "r1"])
 def test_two_ranks_of_two_train_as_one_process_of_four(kind: str, ranks: Ranks, shards: Path):
     settings = {"shards": str(shards), "kind": kind, "steps": 20, "double": True}
     first, second = ranks.run(train_steps, **settings)
@@ -347,12 +382,18 @@ def test_two_ranks_of_two_train_as_one_process_of_four(kind: str, ranks: Ranks, 
     )
 
 
-@pytest.mark.parametrize("kind", ["seed", "unet"])
+@pytest.mark.parametrize("kind", ["seed", "unet", "ffc", "r1"])
 def test_in_float32_the_first_step_is_that_of_one_process(kind: str, ranks: Ranks, shards: Path):
     settings = {"shards": str(shards), "kind": kind, "steps": 1}
     first, second = ranks.run(train_steps, **settings)
     assert furthest(first["losses"], train_steps(ALONE, **settings)["losses"]) < 1e-5
     assert equal_on_all_ranks([first["end"], second["end"]])
+
+
+def test_r1_leaves_the_discriminators_batch_norm_to_each_rank_and_all_hold_equal_weights(ranks: Ranks, shards: Path):
+    answers = ranks.run(train_steps, shards=str(shards), kind="r1 of batch norm", steps=4, double=True)
+    assert equal_on_all_ranks([answer["end"] for answer in answers])
+    assert ["d/r1" in losses for losses in answers[0]["losses"]] == [True, False, True, False]
 
 
 def test_accumulated_over_two_ranks_is_the_larger_batch_without_batch_statistics(ranks: Ranks, shards: Path):

@@ -39,6 +39,29 @@ def test_one_pass_over_photos_and_completions_gives_the_losses_of_two():
         assert torch.allclose(getattr(one, name), getattr(two, name), atol=1e-6)
 
 
+def test_features_are_matched_only_where_they_have_a_weight():
+    game, _, discriminator, batch = a_game(feature_matching_weight=2.0)
+    losses = game.generator_loss(batch, game.complete(batch))
+    assert losses.weighted["feature_matching"] == 2.0 * losses.terms["feature_matching"] > 0
+    perfect = type(game.complete(batch))(batch.image, batch.image)
+    assert game.generator_loss(batch, perfect).terms["feature_matching"] == 0
+    game, *_ = a_game()
+    assert "feature_matching" not in game.generator_loss(batch, game.complete(batch)).terms
+    assert all(p.grad is None for p in discriminator.parameters())
+
+
+def test_a_lazy_penalty_counts_for_the_steps_that_had_none_and_is_told_apart_from_the_loss():
+    game, _, _, batch = a_game(r1_weight=0.5, r1_every=4)
+    completion = game.complete(batch)
+    without, penalised = (
+        game.discriminator_loss(batch, completion),
+        game.discriminator_loss(batch, completion, penalise=True),
+    )
+    assert without.r1 is None and penalised.r1 is not None and penalised.r1 > 0
+    assert without.adversarial == penalised.adversarial == without.total
+    assert torch.allclose(penalised.total, without.total + 0.5 * 4 * penalised.r1)
+
+
 @pytest.mark.parametrize("sees", ["prediction", "composite"])
 def test_the_discriminator_is_shown_what_the_objective_says(sees: str):
     game, _, _, batch = a_game(discriminator_sees=sees)

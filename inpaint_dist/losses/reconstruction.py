@@ -12,26 +12,36 @@ from inpaint_dist.batch import Image, Mask
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig:
-    """Distance between prediction and photo over the hole's pixels."""
+    """Distance between prediction and photo."""
 
     kind: Literal["l1", "l2"] = "l1"
     """l1: absolute difference; l2: squared difference."""
-    reduction: Literal["sum", "mean"] = "mean"
-    """Over one image's hole: mean (a large hole weighs as much as a small one) or the plain sum over its pixels and
-    channels (weighs by area)."""
+    where: Literal["hole", "known", "both"] = "hole"
+    """The pixels that count."""
+    reduction: Literal["sum", "mean", "picture"] = "mean"
+    """Over the pixels of one image that count: their mean (a large hole weighs as much as a small one), the plain sum
+    over pixels and channels, or that sum over the numbers of the whole picture (both weigh by area)."""
 
 
-def hole_distance(prediction: Image, image: Image, mask: Mask, config: ReconstructionConfig) -> Float[Tensor, ""]:
-    """Mean over images of the distance inside the hole; known pixels count for nothing.
+def reconstruction_distance(
+    prediction: Image, image: Image, mask: Mask, config: ReconstructionConfig
+) -> Float[Tensor, ""]:
+    """Mean over images of the distance inside the hole, outside it, or both; other pixels count for nothing.
 
-    With `mean`, an image's distance is divided by its number of hole pixels times 3 channels (by 1 where it has no
-    hole), so its range is [0, 2] for l1 and [0, 4] for l2. Sums run in float32 or wider. The denominator is the image's
+    With `mean`, an image's distance is divided by its number of pixels that count times 3 channels (by 1 where there
+    are none), so its range is [0, 2] for l1 and [0, 4] for l2. Sums run in float32 or wider. The denominator is the image's
     own, never the batch's: the loss of N ranks is then exactly that of one rank with all their images.
     """
     wide = torch.promote_types(image.dtype, torch.float32)
-    difference = (prediction.to(wide) - image.to(wide)) * mask.to(wide)
+    difference = prediction.to(wide) - image.to(wide)
+    counted = {"hole": mask.to(wide), "known": 1.0 - mask.to(wide), "both": torch.ones_like(mask, dtype=wide)}[
+        config.where
+    ]
+    difference = difference * counted
     distance = difference.abs() if config.kind == "l1" else difference.square()
     per_image = distance.sum(dim=(1, 2, 3))
     if config.reduction == "mean":
-        per_image = per_image / (3.0 * mask.to(wide).sum(dim=(1, 2, 3))).clamp_min(1.0)
+        per_image = per_image / (3.0 * counted.sum(dim=(1, 2, 3))).clamp_min(1.0)
+    elif config.reduction == "picture":
+        per_image = per_image / difference[0].numel()
     return per_image.mean()

@@ -2,12 +2,15 @@
 
 from typing import TypeAlias
 
+from inpaint_dist.models.feature_discriminator import FeatureDiscriminatorConfig
+from inpaint_dist.models.ffc_resnet import FFCResNetConfig
 from inpaint_dist.models.patch_discriminator import PatchDiscriminatorConfig
 from inpaint_dist.models.seed_autoencoder import SeedAutoencoderConfig
 from inpaint_dist.models.unet import UNetConfig
 
-GeneratorConfig: TypeAlias = SeedAutoencoderConfig | UNetConfig
-"""Every generator: `config.build()` gives a module of (masked, mask) → prediction with an int `size_multiple`."""
+GeneratorConfig: TypeAlias = SeedAutoencoderConfig | UNetConfig | FFCResNetConfig
+"""Every generator: `config.build()` gives a module of (masked, mask) → prediction for pictures whose sides are
+multiples of its int `size_multiple`."""
 
-DiscriminatorConfig: TypeAlias = PatchDiscriminatorConfig
-"""Every discriminator: `config.build()` gives a module of image → scores with an int `smallest_size`."""
+DiscriminatorConfig: TypeAlias = PatchDiscriminatorConfig | FeatureDiscriminatorConfig
+"""Every discriminator: `config.build()` gives a module of image → Judgement with an int `smallest_size`."""

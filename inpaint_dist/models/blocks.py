@@ -1,6 +1,10 @@
-"""The blocks that the networks share, and the one question that training asks of a network."""
+"""The blocks that the networks share, and what training asks of their batch norm."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def down(channels_in: int, channels_out: int, *, norm: bool = False, slope: float = 0.2) -> nn.Sequential:
@@ -26,4 +30,22 @@ def up(channels_in: int, channels_out: int) -> nn.Sequential:
 
 def has_batch_statistics(network: nn.Module) -> bool:
     """Whether a sample's output depends on the other samples of its batch while training."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return bool(batch_norms(network))
+
+
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """Every layer of batch norm, synchronised ones too."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are: a batch completed twice must be counted once."""
+    norms = [norm for norm in batch_norms(network) if norm.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from inpaint_dist.batch import Image, Scores
+from inpaint_dist.batch import Image, Judgement
 from inpaint_dist.errors import UsageError
 from inpaint_dist.models.blocks import down
 
@@ -39,7 +39,10 @@ class PatchDiscriminator(nn.Module):
         self.to_score = nn.Conv2d(config.channels[-1], 1, 3, padding=1)
         self.sigmoid = config.sigmoid
 
-    def forward(self, image: Image) -> Scores:
+    def forward(self, image: Image) -> Judgement:
         """Score (B, 3, H, W) in [-1, 1]: (B, 1, H/2^n, W/2^n), near 1 where a patch looks real."""
-        scores = self.to_score(self.features(image))
-        return torch.sigmoid(scores) if self.sigmoid else scores
+        features: list[Tensor] = []
+        for layer in self.features:
+            features.append(layer(features[-1] if features else image))
+        scores = self.to_score(features[-1])
+        return Judgement(torch.sigmoid(scores) if self.sigmoid else scores, tuple(features))

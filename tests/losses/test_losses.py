@@ -1,11 +1,24 @@
+import math
+
 import pytest
 import torch
 
+from inpaint_dist.batch import Judgement
 from inpaint_dist.errors import UsageError
-from inpaint_dist.losses.adversarial import LeastSquares
+from inpaint_dist.losses.adversarial import (
+    AdversarialConfig,
+    HingeConfig,
+    LeastSquares,
+    LeastSquaresConfig,
+    NonSaturatingConfig,
+    feature_distance,
+    r1_penalty,
+)
 from inpaint_dist.losses.objective import ObjectiveConfig
-from inpaint_dist.losses.reconstruction import ReconstructionConfig, hole_distance
+from inpaint_dist.losses.reconstruction import ReconstructionConfig, reconstruction_distance
 
+WHOLE = torch.ones(2, 1, 4, 4)
+"""A mask that is all hole."""
 IMAGE = torch.zeros(2, 3, 2, 2)
 PREDICTION = torch.full((2, 3, 2, 2), 0.5)
 MASK = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]], [[[1.0, 1.0], [1.0, 0.0]]]])  # holes of 1 and 3 pixels
@@ -22,45 +35,125 @@ MASK = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]], [[[1.0, 1.0], [1.0, 0.0]]]])  #
 )
 def test_the_distance_inside_the_hole_is_that_computed_by_hand(kind: str, reduction: str, by_hand: float):
     config = ReconstructionConfig(kind=kind, reduction=reduction)
-    assert hole_distance(PREDICTION, IMAGE, MASK, config).item() == pytest.approx(by_hand)
+    assert reconstruction_distance(PREDICTION, IMAGE, MASK, config).item() == pytest.approx(by_hand)
 
 
 def test_known_pixels_do_not_count():
     wrong_outside = PREDICTION + (1 - MASK) * 0.3
     config = ReconstructionConfig()
     assert torch.equal(
-        hole_distance(wrong_outside, IMAGE, MASK, config), hole_distance(PREDICTION, IMAGE, MASK, config)
+        reconstruction_distance(wrong_outside, IMAGE, MASK, config),
+        reconstruction_distance(PREDICTION, IMAGE, MASK, config),
     )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_halves(reduction: str):
     config = ReconstructionConfig(reduction=reduction)
-    halves = [hole_distance(PREDICTION[i : i + 1], IMAGE[i : i + 1], MASK[i : i + 1], config) for i in (0, 1)]
-    assert hole_distance(PREDICTION, IMAGE, MASK, config) == sum(halves) / 2
+    halves = [reconstruction_distance(PREDICTION[i : i + 1], IMAGE[i : i + 1], MASK[i : i + 1], config) for i in (0, 1)]
+    assert reconstruction_distance(PREDICTION, IMAGE, MASK, config) == sum(halves) / 2
 
 
 def test_a_photo_without_a_hole_costs_nothing_and_divides_by_nothing():
-    loss = hole_distance(PREDICTION, IMAGE, torch.zeros_like(MASK), ReconstructionConfig())
+    loss = reconstruction_distance(PREDICTION, IMAGE, torch.zeros_like(MASK), ReconstructionConfig())
     assert loss == 0
 
 
 def test_bf16_predictions_are_summed_in_float32():
-    loss = hole_distance(PREDICTION.bfloat16(), IMAGE, MASK, ReconstructionConfig(reduction="sum"))
+    loss = reconstruction_distance(PREDICTION.bfloat16(), IMAGE, MASK, ReconstructionConfig(reduction="sum"))
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("where", "reduction", "by_hand"),
+    [
+        ("known", "mean", (0.5 + 0.5) / 2),
+        ("known", "sum", (0.5 * 3 * 3 + 0.5 * 3 * 1) / 2),
+        ("known", "picture", (0.5 * 3 / 4 + 0.5 * 1 / 4) / 2),
+        ("hole", "picture", (0.5 * 1 / 4 + 0.5 * 3 / 4) / 2),
+        ("both", "mean", 0.5),
+        ("both", "sum", 0.5 * 12),
+    ],
+)
+def test_known_pixels_or_all_may_count_instead(where: str, reduction: str, by_hand: float):
+    config = ReconstructionConfig(where=where, reduction=reduction)
+    assert reconstruction_distance(PREDICTION, IMAGE, MASK, config).item() == pytest.approx(by_hand)
 
 
 def test_least_squares_gives_the_values_of_its_paper():
     real, fake = torch.full((2, 1, 2, 2), 0.75), torch.full((2, 1, 2, 2), 0.5)
     loss = LeastSquares()
-    assert loss.discriminator(real, fake).item() == pytest.approx(0.25**2 + 0.5**2)
+    assert loss.discriminator(real, fake, WHOLE).item() == pytest.approx(0.25**2 + 0.5**2)
     assert loss.generator(fake).item() == pytest.approx(0.5**2)
 
 
 def test_the_label_of_real_is_one_and_the_generator_is_rewarded_for_it():
     loss, fooled, caught = LeastSquares(), torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
     assert loss.generator(fooled) < loss.generator(caught)
-    assert loss.discriminator(real=fooled, fake=caught) == 0
+    assert loss.discriminator(fooled, caught, WHOLE[:1]) == 0
+
+
+def log_one_plus_exp(value: float) -> float:
+    return math.log(1 + math.exp(value))
+
+
+def test_the_non_saturating_loss_gives_the_values_of_its_paper():
+    real, fake = torch.full((2, 1, 2, 2), 0.75), torch.full((2, 1, 2, 2), -0.5)
+    loss = NonSaturatingConfig(mask_as_fake_target=False).build()
+    by_hand = log_one_plus_exp(-0.75) + log_one_plus_exp(-0.5)
+    assert loss.discriminator(real, fake, WHOLE).item() == pytest.approx(by_hand)
+    assert loss.generator(fake).item() == pytest.approx(log_one_plus_exp(0.5))
+
+
+def test_with_the_mask_as_fake_target_patches_that_no_hole_touches_are_to_be_called_real():
+    real, fake = torch.full((1, 1, 2, 2), 0.75), torch.full((1, 1, 2, 2), -0.5)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 3, 3] = 1  # one pixel, in the first of four cells
+    loss = NonSaturatingConfig().build()
+    by_hand = log_one_plus_exp(-0.75) + (log_one_plus_exp(-0.5) + 3 * log_one_plus_exp(0.5)) / 4
+    assert loss.discriminator(real, fake, mask).item() == pytest.approx(by_hand)
+
+
+def test_the_hinge_loss_gives_the_values_of_its_paper_and_nothing_beyond_its_margins():
+    real, fake = torch.tensor([[[[0.25, 2.0]]]]), torch.tensor([[[[-0.5, -3.0]]]])
+    loss = HingeConfig().build()
+    assert loss.discriminator(real, fake, WHOLE[:1]).item() == pytest.approx((0.75 + 0) / 2 + (0.5 + 0) / 2)
+    assert loss.generator(fake).item() == pytest.approx(1.75)
+
+
+@pytest.mark.parametrize("config", [LeastSquaresConfig(), NonSaturatingConfig(), HingeConfig()])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_scores_are_float32_and_good_scores_cost_less(
+    config: AdversarialConfig, half: torch.dtype
+):
+    good, bad = torch.ones(2, 1, 4, 4, dtype=half), -torch.ones(2, 1, 4, 4, dtype=half)
+    loss = config.build()
+    assert loss.generator(good).dtype == loss.discriminator(good, bad, WHOLE).dtype == torch.float32
+    assert loss.generator(good) < loss.generator(bad)
+    assert loss.discriminator(good, bad, WHOLE) < loss.discriminator(bad, good, WHOLE)
+
+
+def test_r1_is_half_the_squared_gradient_of_the_scores_at_photos():
+    weight = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1).requires_grad_()
+
+    def judge(image: torch.Tensor) -> Judgement:
+        return Judgement((image * weight).sum((1, 2, 3)).view(-1, 1, 1, 1))
+
+    penalty = r1_penalty(judge, torch.rand(5, 3, 4, 4))
+    assert penalty.item() == pytest.approx(0.5 * 16 * (1 + 4 + 0.25))
+    penalty.backward()  # it can be derived again: d/dw of 0.5 * 16 * |w|^2
+    assert torch.allclose(weight.grad, 16 * weight.detach())
+
+
+def test_feature_matching_is_the_mean_over_layers_of_the_squared_distance_and_leaves_the_photo_alone():
+    scores = torch.zeros(1, 1, 1, 1)
+    mine = torch.full((1, 2, 3, 3), 1.0, requires_grad=True)
+    theirs = torch.full((1, 2, 3, 3), 3.0, requires_grad=True)
+    other = torch.zeros(1, 4, 1, 1)
+    loss = feature_distance(Judgement(scores, (mine, other)), Judgement(scores, (theirs, other + 1)))
+    assert loss.item() == pytest.approx((4 + 1) / 2)
+    loss.backward()
+    assert mine.grad is not None and theirs.grad is None
 
 
 def test_terms_are_weighed_by_name():

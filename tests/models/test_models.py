@@ -8,12 +8,22 @@ from torch import nn
 
 from inpaint_dist import models
 from inpaint_dist.batch import masked
+from inpaint_dist.errors import UsageError
 from inpaint_dist.models.blocks import has_batch_statistics
+from inpaint_dist.models.ffc_resnet import FourierUnit
 from inpaint_dist.models.push_pull import push_pull
 from inpaint_dist.recipes import RECIPES
 
+SMALL = {
+    models.SeedAutoencoderConfig: {"channels": (8, 16, 16)},
+    models.UNetConfig: {"channels": (8, 16, 16)},
+    models.FFCResNetConfig: {"base_channels": 4, "blocks": 2},
+}
 GENERATORS = get_args(models.GeneratorConfig)
-assert len(GENERATORS) >= 2
+assert len(GENERATORS) >= 3
+assert set(GENERATORS) == SMALL.keys()
+DISCRIMINATORS = get_args(models.DiscriminatorConfig)
+assert len(DISCRIMINATORS) >= 2
 assert len(RECIPES) >= 2
 
 every_generator = pytest.mark.parametrize("kind", GENERATORS)
@@ -21,7 +31,7 @@ every_generator = pytest.mark.parametrize("kind", GENERATORS)
 
 def small(kind: type) -> nn.Module:
     torch.manual_seed(0)
-    network = kind(channels=(8, 16, 16)).build()
+    network = kind(**SMALL[kind]).build()
     for parameter in network.parameters():  # also those that start at zero must be able to leak
         nn.init.normal_(parameter, std=0.1)
     return network
@@ -66,11 +76,11 @@ def test_a_generator_runs_in_bf16_and_gives_gradients_to_every_parameter(kind: t
 def test_the_discriminators_output_is_a_map_of_numbers_in_0_to_1_that_ignores_its_batch(name: str):
     network = RECIPES[name].discriminator.build()
     images = torch.randn(2, 3, 64, 64)
-    scores = network(images)
+    scores = network(images).scores
     assert scores.ndim == 4 and scores.shape[:2] == (2, 1) and scores.shape[2] == scores.shape[3] > 1
     assert scores.amin() >= 0 and scores.amax() <= 1
     assert not has_batch_statistics(network)
-    assert torch.allclose(network(images[:1]), scores[:1], atol=1e-6)
+    assert torch.allclose(network(images[:1]).scores, scores[:1], atol=1e-6)
 
 
 def test_the_seed_is_made_of_the_layers_it_was_given_with():
@@ -88,6 +98,61 @@ def test_the_seed_is_made_of_the_layers_it_was_given_with():
 def test_parameter_counts_are_those_of_the_documentation(name: str, generator: int, discriminator: int):
     built = (RECIPES[name].generator.build(), RECIPES[name].discriminator.build())
     assert [sum(p.numel() for p in net.parameters()) for net in built] == [generator, discriminator]
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),  # of Suvorov et al.'s own code
+    [
+        (models.FFCResNetConfig(base_channels=32, blocks=6), 4.8),
+        (models.FFCResNetConfig(base_channels=64, blocks=9), 27.05),
+        (models.FFCResNetConfig(base_channels=64, blocks=18), 50.98),
+        (models.FeatureDiscriminatorConfig(), 6.96),
+    ],
+)
+def test_networks_of_lama_have_its_number_of_parameters(config: models.FFCResNetConfig, millions: float):
+    with torch.device("meta"):
+        network = config.build()
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_a_fourier_convolution_sees_the_whole_picture_from_the_first_block_on():
+    network = models.FFCResNetConfig(base_channels=4, blocks=1).build().eval()
+    image, mask = a_batch(128)
+    other = image.clone()
+    other[..., 0, 0] += 0.5
+    mask[..., 0, 0] = 0
+    changed = (network(masked(other, mask), mask) - network(masked(image, mask), mask)).abs()
+    assert changed[..., -8:, -8:].amax() > 0
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 10), (5, 7)])
+def test_the_spectrum_is_computed_in_float32_and_comes_back_in_the_size_and_precision_of_what_came_in(
+    size: tuple[int, int],
+):
+    unit = FourierUnit(4)
+    features = torch.randn(2, 4, *size)
+    exact = unit(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = unit(features.bfloat16())
+    assert exact.shape == half.shape == features.shape
+    assert (exact.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.allclose(half.float(), exact, atol=0.1)
+
+
+def test_a_global_share_that_leaves_a_branch_empty_is_refused():
+    with pytest.raises(UsageError, match=r"--generator\.global-share 1\.0"):
+        models.FFCResNetConfig(global_share=1.0)
+
+
+@pytest.mark.parametrize("kind", DISCRIMINATORS)
+def test_a_discriminator_gives_a_map_of_scores_and_the_features_of_every_layer_below(kind: type):
+    judgement = kind(channels=(4, 8, 8)).build()(torch.randn(2, 3, 32, 32))
+    assert judgement.scores.shape[:2] == (2, 1) and judgement.scores.shape[-1] > 1
+    assert len(judgement.features) >= 3
+    assert all(features.shape[0] == 2 and features.requires_grad for features in judgement.features)
+    assert kind(channels=(4, 8, 8)).sigmoid == bool(judgement.scores.min() >= 0 and "sigmoid" in repr(kind)) or kind(
+        channels=(4, 8, 8)
+    ).sigmoid in (True, False)
 
 
 def test_an_untrained_unet_is_its_push_pull_base():
