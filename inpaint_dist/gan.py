@@ -10,10 +10,12 @@ from torch import Tensor
 from inpaint_dist.batch import Batch, Completion, Image, Judgement, Mask, composite, masked
 from inpaint_dist.losses.adversarial import AdversarialLoss, feature_distance, r1_penalty
 from inpaint_dist.losses.objective import ObjectiveConfig
+from inpaint_dist.losses.perceptual import perceptual_distance, style_distance
 from inpaint_dist.losses.reconstruction import reconstruction_distance
 
 Generator: TypeAlias = Callable[[Image, Mask], Image]
 Discriminator: TypeAlias = Callable[[Image], Judgement]
+Features: TypeAlias = Callable[[Image], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class InpaintingGAN:
         objective: ObjectiveConfig,
         *,
         judge: Discriminator | None = None,
+        features: Features | None = None,
         one_pass: bool = True,
     ) -> None:
         """Put the game together.
@@ -63,6 +66,7 @@ class InpaintingGAN:
             objective: what both are asked for.
             judge: the same discriminator as the generator's step calls it, where that differs (under DDP the module
                 itself, so that its gradients are not reduced a second time).
+            features: the network of the perceptual and style terms, where the objective has them.
             one_pass: score photos and completions in one forward; right only without batch statistics in D.
         """
         self.generator = generator
@@ -70,6 +74,7 @@ class InpaintingGAN:
         self.judge = judge or discriminator
         self.objective = objective
         self.adversarial: AdversarialLoss = objective.adversarial.build()
+        self.features = features
         self.one_pass = one_pass
 
     def complete(self, batch: Batch) -> Completion:
@@ -101,7 +106,8 @@ class InpaintingGAN:
 
     def generator_loss(self, batch: Batch, completion: Completion) -> GeneratorLosses:
         """G's loss: near the photo inside the hole, and a photo to D. D must be frozen by whoever steps."""
-        fake = self.judge(self.shown(completion))
+        shown = self.shown(completion)
+        fake = self.judge(shown)
         terms = {
             "reconstruction": reconstruction_distance(
                 completion.prediction, batch.image, batch.mask, self.objective.reconstruction
@@ -112,8 +118,21 @@ class InpaintingGAN:
             with torch.no_grad():
                 real = self.judge(batch.image)
             terms["feature_matching"] = feature_distance(fake, real)
+        if self.features is not None:
+            terms |= self._feature_terms(self.features, shown, batch.image)
         weighted = self.objective.weigh(terms)
         return GeneratorLosses(torch.stack(list(weighted.values())).sum(), terms, weighted)
+
+    def _feature_terms(self, features: Features, shown: Image, image: Image) -> dict[str, Tensor]:
+        with torch.no_grad():
+            theirs = features(image)
+        mine = features(shown)
+        terms: dict[str, Tensor] = {}
+        if self.objective.perceptual_weight:
+            terms["perceptual"] = perceptual_distance(mine, theirs)
+        if self.objective.style_weight:
+            terms["style"] = style_distance(mine, theirs)
+        return terms
 
     def shown(self, completion: Completion) -> Image:
         """What the discriminator sees of a completion."""

@@ -1,10 +1,19 @@
 """The recipes: name → TrainConfig. Each says what it is, what it reached, on what, in how long."""
 
+from dataclasses import replace
+
 from inpaint_dist.config import TrainConfig
 from inpaint_dist.data.loader import DataConfig
+from inpaint_dist.losses.adversarial import NonSaturatingConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig
-from inpaint_dist.models import PatchDiscriminatorConfig, SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.models import (
+    FeatureDiscriminatorConfig,
+    FFCResNetConfig,
+    PatchDiscriminatorConfig,
+    SeedAutoencoderConfig,
+    UNetConfig,
+)
 from inpaint_dist.trainer import TrainerConfig
 
 SEED = TrainConfig(
@@ -52,4 +61,35 @@ UNET = TrainConfig(
 For first runs: it starts from the push-pull fill, which the seed needs far more steps to reach.
 """
 
-RECIPES: dict[str, TrainConfig] = {config.recipe: config for config in (SEED, UNET)}
+LAMA = TrainConfig(
+    recipe="lama",
+    generator=FFCResNetConfig(base_channels=64, blocks=9),
+    discriminator=FeatureDiscriminatorConfig(channels=(64, 128, 256, 512)),
+    objective=ObjectiveConfig(
+        reconstruction=ReconstructionConfig(kind="l1", where="known", reduction="picture"),
+        reconstruction_weight=5.0,
+        adversarial=NonSaturatingConfig(mask_as_fake_target=True),
+        adversarial_weight=10.0,
+        feature_matching_weight=100.0,
+        perceptual_weight=30.0,
+        r1_weight=0.008,
+        r1_every=1,
+        discriminator_sees="prediction",
+    ),
+    data=DataConfig(flip=True, batch_size=10, mask_source="lama-train"),
+    trainer=TrainerConfig(lr=1e-3, lr_d=1e-4, betas=(0.9, 0.999), lr_schedule="constant", clip_grad=1.0),
+)
+"""LaMa-Fourier (Suvorov et al., 2022), the yardstick: L1 on the known pixels, a non-saturating GAN in which untouched
+patches count as real, R1, feature matching, a perceptual loss.
+
+As published: networks and their sizes, losses and their weights, optimisers, batch of 10 a GPU, masks drawn anew for
+each sample. What differs: the perceptual term compares unit-length features of a VGG16 trained on ImageNet, where the
+paper has an ADE20K dilated ResNet50; pictures are in [-1, 1] instead of [0, 1], for which the weights of L1 (10 there)
+and R1 (0.001 times the squared norm there) are converted; the generator's average is what is evaluated and used; bf16.
+It is made for about a million steps: a short run of it is no measure of it.
+"""
+
+LAMA_SMALL = replace(LAMA, recipe="lama-small", generator=FFCResNetConfig(base_channels=32, blocks=6))
+"""LaMa's recipe on a generator of 4.8 million parameters instead of 27, a fifth of its multiplications."""
+
+RECIPES: dict[str, TrainConfig] = {config.recipe: config for config in (SEED, UNET, LAMA, LAMA_SMALL)}

@@ -110,6 +110,7 @@ class Trainer:
             self._ddp_d,
             objective,
             judge=self.discriminator,
+            features=self._place(objective.perceptual.build()).eval() if objective.looks_at_features else None,
             one_pass=not has_batch_statistics(self.discriminator),
         )
         self.optimizer_g = self._adam(self.generator, config.lr)

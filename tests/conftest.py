@@ -11,9 +11,11 @@ import torch
 from inpaint_dist import train
 from inpaint_dist.data.mask_sets import MaskSetConfig, make_masks
 from inpaint_dist.data.sharding import ShardingConfig, make_shards
+from inpaint_dist.losses.perceptual import VGG16Features
 
 SIZE = 32
 TINY = ("--generator.channels", "4", "8", "--discriminator.channels", "4", "8", "--report-to", "none", "--threads", "1")
+TINY_LAMA = ("--generator.base-channels", "2", "--generator.blocks", "1", *TINY[3:])
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +60,22 @@ def tiny() -> tuple[str, ...]:
     return TINY
 
 
+@pytest.fixture(scope="session")
+def vgg16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights as torchvision's VGG16 has them, in name and shape; the numbers are noise."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+    torch.save(VGG16Features(("relu4_3",)).state_dict(), path)
+    return path
+
+
 @pytest.fixture
-def run_train(shards: Path, tmp_path: Path) -> Callable[..., Path]:
+def run_train(shards: Path, vgg16: Path, tmp_path: Path) -> Callable[..., Path]:
     """Train tiny networks on the small shards; returns the run folder."""
 
     def run(*flags: str, recipe: str = "unet", name: str = "run") -> Path:
-        train.main([recipe, "--shards", str(shards), "--output-dir", str(tmp_path / name), *TINY, *flags])
+        small = (*TINY_LAMA, "--objective.perceptual.weights", str(vgg16)) if recipe.startswith("lama") else TINY
+        train.main([recipe, "--shards", str(shards), "--output-dir", str(tmp_path / name), *small, *flags])
         return tmp_path / name
 
     return run

@@ -13,16 +13,23 @@ from inpaint_dist import cli, inpaint, inpainter
 from inpaint_dist.batch import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked
 from inpaint_dist.errors import UserError
 from inpaint_dist.inpaint import Inpainter
+from inpaint_dist.models import FFCResNetConfig, SeedAutoencoderConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.weights import BEST, GENERATOR, export_generator
 
 SIZES = [(301, 257), (31, 64), (5, 3), (64, 96)]
 RECIPE_NAMES = sorted(RECIPES)
+SMALL = {
+    SeedAutoencoderConfig: {"channels": (4, 6, 8)},
+    UNetConfig: {"channels": (4, 6, 8)},
+    FFCResNetConfig: {"base_channels": 2, "blocks": 1},
+}
 
 
 def export(path: Path, recipe: str, seed: int = 0) -> torch.nn.Module:
     """Write a tiny generator of a recipe with random weights, no layer of them zero."""
-    config = replace(RECIPES[recipe].generator, channels=(4, 6, 8))
+    config = RECIPES[recipe].generator
+    config = replace(config, **SMALL[type(config)])
     network = config.build()
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():

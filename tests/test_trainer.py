@@ -1,4 +1,6 @@
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,8 +233,10 @@ def test_bf16_steps_run_and_keep_float32_weights():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "no"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_steps_in_every_precision_on_a_gpu(recipe: str, precision: str):
+def test_every_recipe_steps_in_every_precision_on_a_gpu(recipe: str, precision: str, vgg16: Path):
     config: TrainConfig = RECIPES[recipe]
+    perceptual = replace(config.objective.perceptual, weights=vgg16)
+    config = replace(config, objective=replace(config.objective, perceptual=perceptual))
     launch = Launch(torch.device("cuda"), rank=0, world=1, precision=precision, threads=1)
     networks = (config.generator.build(), config.discriminator.build())
     trainer = Trainer(config.trainer, *networks, config.objective, launch, total_steps=9)

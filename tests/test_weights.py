@@ -8,11 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inpaint_dist.errors import UserError
-from inpaint_dist.models import SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.models import FFCResNetConfig, GeneratorConfig, SeedAutoencoderConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.weights import GENERATOR, export_generator, load_into, read_generator, write_card
 
-CONFIGS = [SeedAutoencoderConfig(channels=(4, 6)), UNetConfig(channels=(4, 6))]
+CONFIGS = [
+    SeedAutoencoderConfig(channels=(4, 6)),
+    UNetConfig(channels=(4, 6)),
+    FFCResNetConfig(base_channels=2, blocks=1),
+]
 
 
 def test_every_recipes_generator_is_tried() -> None:
@@ -20,7 +24,7 @@ def test_every_recipes_generator_is_tried() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
-def test_a_generator_comes_back_as_it_was(tmp_path: Path, config: SeedAutoencoderConfig | UNetConfig) -> None:
+def test_a_generator_comes_back_as_it_was(tmp_path: Path, config: GeneratorConfig) -> None:
     weights = config.build().state_dict()
     path = tmp_path / GENERATOR
     export_generator(path, config, weights, recipe="seed", step=12, scores={"psnr": 25.5})

@@ -61,7 +61,7 @@ class LeastSquares:
 
 @dataclass(frozen=True, kw_only=True)
 class NonSaturatingConfig:
-    """Non-saturating: the logistic loss on raw scores (Goodfellow et al., Generative Adversarial Nets, 2014, sec. 3)."""
+    """Non-saturating: the logistic loss on raw scores (Goodfellow et al., Generative Adversarial Nets, 2014)."""
 
     raw_scores: ClassVar[bool] = True
 

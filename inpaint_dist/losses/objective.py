@@ -1,13 +1,14 @@
 """What a recipe asks of its networks: weighted terms by name, and what the discriminator is shown."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from inpaint_dist.errors import UsageError
 from inpaint_dist.losses.adversarial import AdversarialConfig, LeastSquaresConfig
+from inpaint_dist.losses.perceptual import PerceptualConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig
 
 Terms: TypeAlias = Mapping[str, Tensor]
@@ -28,20 +29,31 @@ class ObjectiveConfig:
     """Weight of the GAN loss in the generator's."""
     feature_matching_weight: float = 0.0
     """Weight of the distance between D's features of completion and photo."""
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    """The features of the next two terms."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance between VGG16's features of completion and photo."""
+    style_weight: float = 0.0
+    """Weight of the distance between the Gram matrices of those features."""
     r1_weight: float = 0.0
     """Weight of the gradient penalty at photos in the discriminator's loss; 0: none."""
     r1_every: int = 1
     """Steps from one R1 penalty to the next; it counts that many times over (lazy: Karras et al., StyleGAN2, 2020)."""
     discriminator_sees: Literal["prediction", "composite"] = "prediction"
-    """What is shown as fake: the generator's raw output, or that pasted into the photo."""
+    """What is shown as fake, and to VGG16: the generator's raw output, or that pasted into the photo."""
 
     def __post_init__(self) -> None:
         if self.r1_every < 1:
             raise UsageError(f"--objective.r1-every {self.r1_every}: give at least 1")
-        for name in ("reconstruction_weight", "adversarial_weight", "feature_matching_weight", "r1_weight"):
+        for name in (f.name for f in fields(self) if f.name.endswith("_weight")):
             if not getattr(self, name) >= 0:
                 flag = f"--objective.{name.replace('_', '-')}"
                 raise UsageError(f"{flag} {getattr(self, name)}: a weight is 0 or more")
+
+    @property
+    def looks_at_features(self) -> bool:
+        """Whether a term needs VGG16."""
+        return self.perceptual_weight > 0 or self.style_weight > 0
 
     def weigh(self, terms: Terms) -> dict[str, Tensor]:
         """Each of the generator's terms times its weight, by name; their sum is its loss."""

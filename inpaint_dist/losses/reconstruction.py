@@ -29,8 +29,8 @@ def reconstruction_distance(
     """Mean over images of the distance inside the hole, outside it, or both; other pixels count for nothing.
 
     With `mean`, an image's distance is divided by its number of pixels that count times 3 channels (by 1 where there
-    are none), so its range is [0, 2] for l1 and [0, 4] for l2. Sums run in float32 or wider. The denominator is the image's
-    own, never the batch's: the loss of N ranks is then exactly that of one rank with all their images.
+    are none), so its range is [0, 2] for l1 and [0, 4] for l2. Sums run in float32 or wider. The denominator is the
+    image's own, never the batch's: the loss of N ranks is then exactly that of one rank with all their images.
     """
     wide = torch.promote_types(image.dtype, torch.float32)
     difference = prediction.to(wide) - image.to(wide)

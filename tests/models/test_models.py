@@ -72,7 +72,7 @@ def test_a_generator_runs_in_bf16_and_gives_gradients_to_every_parameter(kind: t
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["seed", "unet"])
 def test_the_discriminators_output_is_a_map_of_numbers_in_0_to_1_that_ignores_its_batch(name: str):
     network = RECIPES[name].discriminator.build()
     images = torch.randn(2, 3, 64, 64)

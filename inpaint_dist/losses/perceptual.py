@@ -1,0 +1,116 @@
+"""How far two pictures are apart to a network that learned to tell things: VGG16's features, and their correlations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from inpaint_dist.batch import Image
+from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.pretrained import VGG16, find_pretrained, read_pretrained
+
+LayerName: TypeAlias = Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
+
+_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualConfig:
+    """Distance of VGG16's features (Johnson et al., Perceptual Losses, 2016, eq. 2)."""
+
+    layers: tuple[LayerName, ...] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
+    """The features that count: the last ones of each of VGG16's stages, at 1, 1/2, 1/4 … of the picture's size."""
+    weights: Path | None = None
+    """VGG16's file of weights; None: torch.hub's cache, or the official download."""
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise UsageError("--objective.perceptual.layers: give at least one")
+
+    def build(self) -> "VGG16Features":
+        """Make the network, with its weights.
+
+        Raises:
+            UserError: the weights are nowhere, or of another network.
+        """
+        flag = "--objective.perceptual.weights"
+        path = find_pretrained(VGG16, self.weights, flag)
+        network = VGG16Features(self.layers)
+        wanted = network.state_dict()
+        tensors = read_pretrained(path)
+        if not all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in wanted.items()):
+            raise UserError(f"{path}: not {VGG16.name} ({VGG16.url}); name its file by {flag}")
+        network.load_state_dict({name: tensors[name] for name in wanted})
+        return network
+
+
+class VGG16Features(nn.Module):
+    """Image → features of some layers. Frozen; gradients flow to the image alone."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layers: Sequence[LayerName]) -> None:
+        super().__init__()
+        depth = max(int(name[4]) for name in layers)
+        modules: list[nn.Module] = []
+        self.ends: list[int] = []
+        """Where in `features` each wanted layer ends."""
+        channels = 3
+        for stage, widths in enumerate(_STAGES[:depth], 1):
+            for width in widths:
+                modules += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            if any(int(name[4]) == stage for name in layers):
+                self.ends.append(len(modules) - 1)
+            modules.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*modules[:-1])  # named and numbered as torchvision does
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, image: Image) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] → (B, C, h, w) of each layer asked for, first to last."""
+        values = ((image + 1.0) / 2.0 - self.mean) / self.std
+        found: list[Tensor] = []
+        for place, module in enumerate(self.features):
+            values = module(values)
+            if place in self.ends:
+                found.append(values)
+        return found
+
+
+def perceptual_distance(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """Sum over layers of the mean, over images and places, of the squared distance of features of unit length.
+
+    Each place's features are divided by their length first (Zhang et al., The Unreasonable Effectiveness of Deep
+    Features, 2018, eq. 1, all weights 1), so that no layer drowns the others; a layer's range is [0, 2].
+    """
+    pairs = zip(mine, theirs, strict=True)
+    return torch.stack([(_unit(a) - _unit(b)).square().sum(1).mean() for a, b in pairs]).sum()
+
+
+def style_distance(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """Sum over layers of the mean absolute difference of Gram matrices.
+
+    Liu et al., Image Inpainting for Irregular Holes Using Partial Convolutions, 2018, eq. 4.
+    """
+    pairs = zip(mine, theirs, strict=True)
+    return torch.stack([(_gram(a) - _gram(b)).abs().mean() for a, b in pairs]).sum()
+
+
+def _unit(features: Tensor) -> Tensor:
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    return wide * torch.rsqrt(wide.square().sum(1, keepdim=True) + 1e-10)
+
+
+def _gram(features: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, C, C): how the channels go together, over all places, divided by C, H and W."""
+    with torch.autocast(features.device.type, enabled=False):
+        wide = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2)
+        return wide @ wide.transpose(1, 2) / (wide.shape[1] * wide.shape[2])

@@ -1,0 +1,76 @@
+"""Weights that others trained and that losses are computed by: where they lie, or how to get them."""
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inpaint_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A file of weights, under the name that its makers publish it by."""
+
+    name: str
+    """For messages."""
+    url: str
+    """The official download; its file's name ends in the first 8 digits of its sha256, as torch.hub has it."""
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def sha256(self) -> str:
+        """The first digits of the official file's sha256."""
+        return Path(self.file).stem.rsplit("-", 1)[-1]
+
+
+VGG16 = Pretrained("VGG16 trained on ImageNet", "https://download.pytorch.org/models/vgg16-397923af.pth")
+"""Torchvision's (Simonyan and Zisserman, Very Deep Convolutional Networks, 2015, configuration D); 528 MB."""
+
+
+def find_pretrained(what: Pretrained, given: Path | None, flag: str) -> Path:
+    """The file of some weights: where the user says, else torch.hub's cache, else downloaded into it and checked.
+
+    Args:
+        what: the weights.
+        given: a path that the user gave, or None.
+        flag: the flag that takes such a path, for messages.
+
+    Raises:
+        UserError: it is nowhere; says how to get it.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise UserError(f"{flag} {given}: no such file")
+        return given
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / what.file
+    if not cached.is_file():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(what.url, str(cached), hash_prefix=what.sha256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{what.name}: not in {cached.parent}, and not to be downloaded ({error}): put {what.url} there, or "
+                f"name the file by {flag}"
+            ) from None
+    return cached
+
+
+def read_pretrained(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights, by name, in float32.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.float() for name, tensor in tensors.items()}
+    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a file of weights ({error})") from None
