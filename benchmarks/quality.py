@@ -10,9 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from hashlib import sha256
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,31 +20,24 @@ import torch
 
 from benchmarks import report
 from inpaint_dist import cli
-from inpaint_dist.batch import Batch, Image, Mask, composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked
-from inpaint_dist.data.name_pairing import pair_by_name
+from inpaint_dist.batch import Batch, Image, Mask, composite, image_from_uint8, image_to_uint8, masked
 from inpaint_dist.data.opencv import cv2
-from inpaint_dist.data.order import mix_range
-from inpaint_dist.data.photo_sources import PhotoReader, Source, find_photos, key_of
-from inpaint_dist.data.photos import Pixels, decode_mask, decode_photo, fit_mask, fit_photo
+from inpaint_dist.data.pairs import Pairing, PhotoSet, ValSplit, spread
+from inpaint_dist.data.photos import Pixels
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.evaluation import METRICS, Completer, score
+from inpaint_dist.evaluation import METRICS, Completer, eight_bits, score_result
+from inpaint_dist.metrics.intervals import RESAMPLES, Scores, bootstrap_interval, buckets
+from inpaint_dist.metrics.learned import LPIPS
 from inpaint_dist.models.push_pull import push_pull
 from inpaint_dist.weights import read_generator
-
-Scores = npt.NDArray[np.float64]
 
 BASE = "push-pull"
 """What the others are compared with: it learned nothing, and `unet` starts from it."""
 
 OPENCV = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}
 OPENCV_RADIUS = 3.0
-BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0)
-"""Edges of the hole ratio's buckets; each holds its upper edge."""
-
 BATCH = 8
-RESAMPLES = 2000
-_DRAWS = 64
 _LABEL = 20
 
 
@@ -58,7 +49,7 @@ class QualityConfig:
     """Folder of photos."""
     masks: Path | None = None
     """Folder of masks, white = hole."""
-    pairing: Literal["pool", "name"] = "pool"
+    pairing: Pairing = "pool"
     """pool: each photo's mask is drawn by a hash of its key, the same on any machine; name: the mask of its name."""
     shards: Path | None = None
     """Score the val split of a folder of shards, with its own masks, instead of --photos and --masks."""
@@ -68,6 +59,8 @@ class QualityConfig:
     """Pixels of a side that photos and masks are fitted to; shards have their own."""
     limit: int | None = None
     """Score that many photos, spread evenly over the folder."""
+    lpips: bool = False
+    """LPIPS by AlexNet too (needs the extra `eval` and its weights)."""
     out: Path | None = None
     """The JSON to write; None: benchmarks/results/quality.json."""
     sheet: Path | None = None
@@ -108,93 +101,21 @@ class Scored:
     ratios: npt.NDArray[np.float64]
     """Share of hole, (photos,)."""
     scores: dict[str, Scores]
-    """System → (photos, metrics), columns as METRICS."""
+    """System → (photos, metrics)."""
+    metrics: tuple[str, ...]
+    """The columns."""
 
 
-class PhotoSet:
-    """Photos with one mask each, fitted to squares, in the order of their paths."""
-
-    def __init__(self, config: QualityConfig) -> None:
-        self.size, self.pairing = config.size, config.pairing
-        self.photos = sorted(find_photos([str(config.photos)], "--photos").sources, key=lambda photo: photo.path)
-        self.masks = sorted(find_photos([str(config.masks)], "--masks").sources, key=lambda mask: mask.path)
-        if self.pairing == "name":
-            self.own = dict(zip(self.photos, pair_by_name(self.photos, self.masks), strict=True))
-        self.photos = spread(self.photos, config.limit)
-        self.reader = PhotoReader()
-        self.pooled = lru_cache(maxsize=2000)(self._fitted_mask)
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def read(self, photo: Source) -> tuple[Pixels, Pixels]:
-        """A photo (size, size, 3) and its mask (size, size).
-
-        Raises:
-            UserError: either cannot be read, or no mask fits.
-        """
-        image = decode_photo(self.reader.read(photo), photo.name)
-        if self.pairing == "pool":
-            return fit_photo(image, self.size), self._drawn(photo)
-        numbers = self.own[photo]
-        if not numbers:
-            raise UserError(f"{photo.name}: no mask has its name; --pairing pool draws one for each")
-        mask = decode_mask(self.reader.read(self.masks[numbers[0]]), self.masks[numbers[0]].name)
-        if mask.shape != image.shape[:2]:
-            raise UserError(f"{photo.name}: its mask is of another size")
-        return fit_photo(image, self.size), fit_mask(mask, self.size)
-
-    def batch(self, numbers: Sequence[int], device: torch.device) -> Batch:
-        """Some of them."""
-        photos = [self.photos[number] for number in numbers]
-        images, masks = zip(*map(self.read, photos), strict=True)
-        return Batch(
-            image_from_uint8(torch.from_numpy(np.stack(images)).to(device)),
-            mask_from_uint8(torch.from_numpy(np.stack(masks)).to(device)),
-            tuple(key_of(photo.path) for photo in photos),
-        )
-
-    def _drawn(self, photo: Source) -> Pixels:
-        """A mask by the photo's key; one without a hole, or all hole, is passed over."""
-        for draw in range(_DRAWS):
-            digest = sha256(f"quality {key_of(photo.path)} {draw}".encode()).digest()
-            mask = self.pooled(int.from_bytes(digest[:8], "big") % len(self.masks))
-            if 0 < np.count_nonzero(mask) < mask.size:
-                return mask
-        raise UserError("--masks: hardly a mask has a hole and something known around it")
-
-    def _fitted_mask(self, number: int) -> Pixels:
-        return fit_mask(decode_mask(self.reader.read(self.masks[number]), self.masks[number].name), self.size)
+def open_photos(config: QualityConfig) -> PhotoSet | ValSplit:
+    """What is scored."""
+    if config.shards is not None:
+        return ValSplit(config.shards, config.limit)
+    assert config.photos is not None  # the config sees to it
+    assert config.masks is not None
+    return PhotoSet(config.photos, config.masks, pairing=config.pairing, size=config.size, limit=config.limit)
 
 
-class ValSplit:
-    """The val split of shards, each photo with its own first mask."""
-
-    def __init__(self, folder: Path, limit: int | None) -> None:
-        from inpaint_dist.data.loader import ValidationSet
-        from inpaint_dist.data.shards import ShardIndex
-
-        index = ShardIndex.load(folder, "val")
-        if not len(index):
-            raise UserError(f"--shards {folder} has no val split")
-        self.size, self.chosen = index.size, spread(range(len(index)), limit)
-        self._open = partial(ValidationSet, index)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def batch(self, numbers: Sequence[int], device: torch.device) -> Batch:
-        """Some of them."""
-        return self._open(device).batch([self.chosen[number] for number in numbers])
-
-
-def spread(items: Sequence[Any], limit: int | None) -> list[Any]:
-    """`limit` of the items, spread evenly over them."""
-    count = min(limit or len(items), len(items))
-    return [items[number * len(items) // count] for number in range(count)]
-
-
-def open_systems(config: QualityConfig, size: int) -> dict[str, Completer]:
+def open_systems(config: QualityConfig, size: int | None) -> dict[str, Completer]:
     """Every system as a function of (masked photo, mask) → prediction: the generators, then the baselines.
 
     Raises:
@@ -205,7 +126,7 @@ def open_systems(config: QualityConfig, size: int) -> dict[str, Completer]:
     systems: dict[str, Completer] = {}
     for name, place in config.named_runs():
         inpainter = Inpainter.load(place, device=config.device)
-        if size % inpainter.size_multiple:
+        if size is not None and size % inpainter.size_multiple:
             raise UserError(f"--size {size}: {name} takes multiples of {inpainter.size_multiple}")
         systems[name] = inpainter.network
     systems[BASE] = push_pull
@@ -219,8 +140,11 @@ def fill_by_opencv(method: int, photo: Image, mask: Mask) -> Image:
     return image_from_uint8(torch.from_numpy(np.stack(filled)).to(photo.device))
 
 
-def measure(photos: PhotoSet | ValSplit, systems: dict[str, Completer], device: torch.device) -> Scored:
+def measure(
+    photos: PhotoSet | ValSplit, systems: dict[str, Completer], device: torch.device, *, lpips: bool = False
+) -> Scored:
     """Score every system on every photo, in float32."""
+    learned = LPIPS("alex", device) if lpips else None
     ratios: list[torch.Tensor] = []
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in systems}
     with Progress("quality", len(photos), "photo") as progress, torch.inference_mode():
@@ -229,17 +153,19 @@ def measure(photos: PhotoSet | ValSplit, systems: dict[str, Completer], device: 
             ratios.append(batch.mask.mean((1, 2, 3)).double().cpu())
             for name, complete in systems.items():
                 prediction = complete(masked(batch.image, batch.mask), batch.mask)
-                columns[name].append(score(prediction, batch.image, batch.mask).cpu())
+                result = eight_bits(composite(prediction, batch.image, batch.mask))
+                scores = score_result(result, batch.image, batch.mask)
+                if learned is not None:
+                    scores = torch.cat([scores, learned(result, batch.image)[:, None]], dim=1)
+                columns[name].append(scores.cpu())
             progress.update(start + len(batch))
-    return Scored(torch.cat(ratios).numpy(), {name: torch.cat(parts).numpy() for name, parts in columns.items()})
+    scored = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
+    return Scored(torch.cat(ratios).numpy(), scored, (*METRICS, "lpips_alex") if lpips else METRICS)
 
 
 def summarise(scored: Scored) -> dict[str, Any]:
     """Means and paired differences over all photos, and in each bucket of hole ratio that has any."""
-    parts = {"all": np.ones(len(scored.ratios), bool)}
-    for low, high in pairwise(BUCKETS):
-        parts[f"{low:.1f}-{high:.1f}"] = (scored.ratios > low) & (scored.ratios <= high)
-    return {name: _summary(scored, chosen) for name, chosen in parts.items() if chosen.any()}
+    return {name: _summary(scored, chosen) for name, chosen in buckets(scored.ratios).items()}
 
 
 def _summary(scored: Scored, chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -248,40 +174,30 @@ def _summary(scored: Scored, chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
     return {
         "photos": int(chosen.sum()),
         "mean hole ratio": round(float(scored.ratios[chosen].mean()), 4),
-        "means": {name: _by_metric(values.mean(0)) for name, values in scores.items()},
-        f"difference to {BASE}": {name: _differences(values) for name, values in others.items()},
+        "means": {name: _by_metric(scored.metrics, values.mean(0)) for name, values in scores.items()},
+        f"difference to {BASE}": {name: _differences(scored.metrics, values) for name, values in others.items()},
     }
 
 
-def _by_metric(values: Scores) -> dict[str, float]:
-    return {metric: round(float(value), 5) for metric, value in zip(METRICS, values, strict=True)}
+def _by_metric(metrics: Sequence[str], values: Scores) -> dict[str, float]:
+    return {metric: round(float(value), 5) for metric, value in zip(metrics, values, strict=True)}
 
 
-def _differences(values: Scores) -> dict[str, dict[str, float]]:
+def _differences(metrics: Sequence[str], values: Scores) -> dict[str, dict[str, float]]:
     """Mean difference of each metric, and its 95 % interval."""
     low, high = bootstrap_interval(values)
-    parts = {"mean": _by_metric(values.mean(0)), "low": _by_metric(low), "high": _by_metric(high)}
-    return {metric: {part: figures[metric] for part, figures in parts.items()} for metric in METRICS}
-
-
-def bootstrap_interval(values: Scores, seed: int = 0) -> tuple[Scores, Scores]:
-    """95 % percentile interval of the mean over photos: (photos, metrics) → two of (metrics,) (Efron, 1979)."""
-    count = len(values)
-    means = [
-        values[(mix_range(count, seed, resample) % np.uint64(count)).astype(np.int64)].mean(0)
-        for resample in range(RESAMPLES)
-    ]
-    low, high = np.quantile(np.stack(means), (0.025, 0.975), axis=0)
-    return low, high
+    parts = {name: _by_metric(metrics, of) for name, of in (("mean", values.mean(0)), ("low", low), ("high", high))}
+    return {metric: {part: figures[metric] for part, figures in parts.items()} for metric in metrics}
 
 
 def table(figures: dict[str, Any]) -> list[str]:
     """The figures to be read: all metrics over all photos, then PSNR and hole L1 by bucket."""
     whole = figures["all"]
     lines = [f"{whole['photos']} photos, mean hole ratio {whole['mean hole ratio']:.1%}"]
-    lines.append(f"{'':<16}" + "".join(f"{metric:>11}" for metric in METRICS) + f"   PSNR over {BASE} [95 %]")
+    metrics = tuple(whole["means"][BASE])
+    lines.append(f"{'':<16}" + "".join(f"{metric:>11}" for metric in metrics) + f"   PSNR over {BASE} [95 %]")
     for name, means in whole["means"].items():
-        row = f"{name:<16}" + "".join(f"{means[metric]:>11.4f}" for metric in METRICS)
+        row = f"{name:<16}" + "".join(f"{means[metric]:>11.4f}" for metric in metrics)
         lines.append(row + _told(whole, name, "psnr", "+.3f"))
     for bucket, part in figures.items():
         if bucket == "all":
@@ -289,7 +205,8 @@ def table(figures: dict[str, Any]) -> list[str]:
         lines.append(f"hole {bucket}: {part['photos']} photos")
         for name, means in part["means"].items():
             row = f"  {name:<14}{means['psnr']:>9.3f} dB{_told(part, name, 'psnr', '+.3f'):<30}"
-            lines.append(f"{row} hole L1 {means['hole_l1']:.4f}{_told(part, name, 'hole_l1', '+.4f')}")
+            row += f" hole L1 {means['hole_l1']:.4f}{_told(part, name, 'hole_l1', '+.4f')}"
+            lines.append(row + (f"   LPIPS {means['lpips_alex']:.4f}" if "lpips_alex" in means else ""))
     return lines
 
 
@@ -315,7 +232,7 @@ def draw_sheet(
     titles = ("photo", "masked", *systems)
     heading = np.full((_LABEL, rows[0].shape[1], 3), 255, np.uint8)
     for column, title in enumerate(titles):
-        left = column * photos.size + 4
+        left = column * (rows[0].shape[1] // len(titles)) + 4
         cv2.putText(heading, title, (left, _LABEL - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([heading, *rows])
 
@@ -365,9 +282,9 @@ def main(argv: Sequence[str]) -> int:
         QualityConfig, argv, prog="python -m benchmarks.quality", description="Score generators beside baselines."
     )
     device = find_device(config.device)
-    photos = PhotoSet(config) if config.shards is None else ValSplit(config.shards, config.limit)
+    photos = open_photos(config)
     systems = open_systems(config, photos.size)
-    scored = measure(photos, systems, device)
+    scored = measure(photos, systems, device, lpips=config.lpips)
     figures = summarise(scored)
     print("\n".join(table(figures)))
     if config.sheet is not None:

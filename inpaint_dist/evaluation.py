@@ -22,25 +22,35 @@ PSNR_LIMIT = 100.0
 
 
 def score(prediction: Image, image: Image, mask: Mask) -> Float[Tensor, "batch 5"]:
-    """Score each image of a batch: columns as METRICS, in float64.
+    """Score each image of a batch by its composite: columns as METRICS, in float64."""
+    return score_result(eight_bits(composite(prediction, image, mask)), image, mask)
 
-    The composite is first rounded to 8 bits, as a file would hold it. SSIM is torchmetrics' (Gaussian window of 11,
-    sigma 1.5; Wang et al., Image Quality Assessment, 2004). An image without a hole gets hole_l1 0.
+
+def eight_bits(image: Image) -> Image:
+    """An image as a file would hold it: rounded to 8 bits."""
+    return image_from_uint8(image_to_uint8(image))
+
+
+def score_result(result: Image, image: Image, mask: Mask) -> Float[Tensor, "batch 5"]:
+    """Score each finished picture of a batch: columns as METRICS, in float64.
+
+    SSIM is torchmetrics' (Gaussian window of 11, sigma 1.5; Wang et al., Image Quality Assessment, 2004). An image
+    without a hole gets hole_l1 0.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    result = image_from_uint8(image_to_uint8(composite(prediction, image, mask)))
     error = (result - image).double()
     pixels = 3.0 * mask.double().sum((1, 2, 3)).clamp_min(1.0)
     whole = float(error[0].numel())
     squared, absolute = error.square().sum((1, 2, 3)), error.abs().sum((1, 2, 3))
+    hole = error * mask.double()
     ssim = structural_similarity_index_measure(result, image, data_range=2.0, reduction="none")
     columns = (
         _psnr(squared / whole),
         torch.as_tensor(ssim).double().reshape(-1),
         absolute / whole,
-        _psnr(squared / pixels),
-        absolute / pixels,
+        _psnr(hole.square().sum((1, 2, 3)) / pixels),
+        hole.abs().sum((1, 2, 3)) / pixels,
     )
     return torch.stack(columns, dim=1)
 

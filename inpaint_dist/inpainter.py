@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inpaint_dist.batch import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked
 from inpaint_dist.data.photos import MASK_THRESHOLD, Pixels
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.weights import BEST, load_into, read_generator
+from inpaint_dist.weights import BEST, GENERATOR, load_into, read_generator
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 WeightsName = Literal["latest", "best"]
@@ -49,7 +49,7 @@ class Inpainter:
         Raises:
             UserError: there is no such generator, it is damaged, or the device is missing.
         """
-        path = _weights_file(Path(source), weights)
+        path = weights_file(Path(source), weights)
         config, tensors, _ = read_generator(path)
         network = config.build()
         load_into(network, tensors, path)
@@ -119,9 +119,14 @@ def find_device(name: DeviceName) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def _weights_file(source: Path, weights: WeightsName) -> Path:
+def weights_file(source: Path, weights: WeightsName) -> Path:
+    """The file of a generator's weights: of a run folder the latest, or the best on its validation set.
+
+    Raises:
+        UserError: there are no best ones.
+    """
     if weights == "latest":
-        return source
+        return source / GENERATOR if source.is_dir() else source
     if source.is_file():
         raise UsageError(f"--weights best: {source} is a file; it needs a run folder")
     if source.is_dir() and not (source / BEST).is_file():

@@ -34,14 +34,23 @@ class Pretrained:
 VGG16 = Pretrained("VGG16 trained on ImageNet", "https://download.pytorch.org/models/vgg16-397923af.pth")
 """Torchvision's (Simonyan and Zisserman, Very Deep Convolutional Networks, 2015, configuration D); 528 MB."""
 
+ALEXNET = Pretrained("AlexNet trained on ImageNet", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
+"""Torchvision's (Krizhevsky, One Weird Trick, 2014); 233 MB."""
 
-def find_pretrained(what: Pretrained, given: Path | None, flag: str) -> Path:
+INCEPTION = Pretrained(
+    "Inception v3 of 2015",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+)
+"""The network of the original FID (Heusel et al., 2017), as torch-fidelity brought it to PyTorch; 91 MB."""
+
+
+def find_pretrained(what: Pretrained, given: Path | None = None, flag: str = "") -> Path:
     """The file of some weights: where the user says, else torch.hub's cache, else downloaded into it and checked.
 
     Args:
         what: the weights.
         given: a path that the user gave, or None.
-        flag: the flag that takes such a path, for messages.
+        flag: the flag that takes such a path, for messages; empty: there is none.
 
     Raises:
         UserError: it is nowhere; says how to get it.
@@ -56,9 +65,11 @@ def find_pretrained(what: Pretrained, given: Path | None, flag: str) -> Path:
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(what.url, str(cached), hash_prefix=what.sha256, progress=False)
         except (OSError, RuntimeError) as error:
+            cure = f"put {what.url} there" + (
+                f", or name the file by {flag}" if flag else " (TORCH_HOME moves the place)"
+            )
             raise UserError(
-                f"{what.name}: not in {cached.parent}, and not to be downloaded ({error}): put {what.url} there, or "
-                f"name the file by {flag}"
+                f"{what.name}: not in {cached.parent}, and not to be downloaded ({error}): {cure}"
             ) from None
     return cached
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from inpaint_dist import train
+from inpaint_dist import evaluate, train
 from inpaint_dist.data.masks import FAMILIES
 from inpaint_dist.recipes import RECIPES
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = dict(re.findall(r"<!-- (\w+) -->\s*```bash\n(.+?)\n```", README, re.DOTALL))
 TRAINING = re.findall(r"accelerate launch [^`\n]*-m inpaint_dist\.train[^`\n]*", README)
-assert BLOCKS.keys() == {"main", "tests", "own", "use"}
+assert BLOCKS.keys() == {"main", "tests", "own", "use", "score"}
 assert len(TRAINING) >= 6
 
 SMALL = "--max-steps 2 --generator.channels 4 8 --discriminator.channels 4 8 --report-to none --threads 1"
@@ -81,6 +81,13 @@ def test_every_training_command_has_flags_that_both_launcher_and_trainer_know(li
             train.parse(flags)
     else:
         train.parse(flags)
+
+
+@pytest.mark.parametrize("line", BLOCKS["score"].splitlines())
+def test_every_scoring_command_has_flags_that_are_known(line: str):
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "inpaint_dist.evaluate"]
+    assert evaluate.parse(words[3:]).out == Path("scores.json")
 
 
 def test_every_file_that_the_readme_names_is_there():

@@ -77,11 +77,11 @@ def test_buckets_hold_every_photo_once(quality: ModuleType, folder: Path) -> Non
 def test_a_photo_keeps_its_mask_when_others_join_or_leave(quality: ModuleType, folder: Path) -> None:
     config = quality.QualityConfig(photos=folder / "photos", masks=folder / "masks", size=32)
     few = quality.QualityConfig(photos=folder / "photos", masks=folder / "masks", size=32, limit=3)
-    every = {photo.path: photo for photo in quality.PhotoSet(config).photos}
-    chosen = quality.PhotoSet(few)
+    whole, chosen = quality.open_photos(config), quality.open_photos(few)
+    every = {photo.path: photo for photo in whole.photos}
     assert len(chosen) == 3
     for photo in chosen.photos:
-        assert np.array_equal(chosen.read(photo)[1], quality.PhotoSet(config).read(every[photo.path])[1])
+        assert np.array_equal(chosen.read(photo)[1], whole.read(every[photo.path])[1])
 
 
 def test_masks_of_the_same_name_are_told_where_they_are_missing(quality: ModuleType, folder: Path, capsys) -> None:

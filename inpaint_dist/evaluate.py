@@ -1,0 +1,244 @@
+"""Scoring: `python -m inpaint_dist.evaluate RUN --shards S | --photos DIR --masks DIR [--out JSON]`.
+
+Under `accelerate launch` the photos are shared among the processes, each scored once.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from inpaint_dist import cli
+from inpaint_dist.batch import composite, masked
+from inpaint_dist.data.pairs import Completions, Pairing, Pairs, PhotoSet, ValSplit
+from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.evaluation import METRICS, eight_bits
+from inpaint_dist.host import written_whole
+from inpaint_dist.inpainter import Inpainter, WeightsName, weights_file
+from inpaint_dist.launch import Launch, LaunchConfig, open_launch
+from inpaint_dist.metrics.learned import FEATURES, LPIPS_WEIGHTS
+from inpaint_dist.pretrained import INCEPTION, find_pretrained
+from inpaint_dist.scoring import ALL_METRICS, LEARNED, OVER_SETS, Fill, measure, summarise
+
+PACKAGES = (
+    "inpaint-dist",
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "torch-fidelity",
+    "numpy",
+    "opencv-python",
+    "simplejpeg",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is scored, on what, by what."""
+
+    run: Path | None = None
+    """Run folder, or a generator's .safetensors file."""
+    outputs: Path | None = None
+    """Score a folder of pictures that any other system made, named as the photos, instead of RUN."""
+    composite: bool = False
+    """Paste --outputs into the photos' holes first; off: they are scored as they are. RUN's always are pasted."""
+    shards: Path | None = None
+    """Score the val split of a folder of shards, with its own masks, instead of --photos and --masks."""
+    photos: Path | None = None
+    """Folder of photos."""
+    masks: Path | None = None
+    """Folder of masks, white (above 127) = hole."""
+    pairing: Pairing | None = None
+    """pool: each photo's mask is drawn by a hash of its key, the same on any machine; name: the mask of its name. None:
+    name with --outputs, else pool."""
+    size: int | None = None
+    """Pixels of a side that photos and masks are fitted to (short side by averages over areas, centre crop). None: 256,
+    or with --outputs each photo's own size. Shards have their own."""
+    limit: int | None = None
+    """Score that many photos, spread evenly over the set."""
+    metrics: tuple[str, ...] = METRICS
+    """Of psnr, ssim, l1, hole_psnr, hole_l1, and, with the extra `eval`, lpips_alex, lpips_vgg, fid, kid; or all."""
+    weights: WeightsName = "latest"
+    """Of a run folder: the latest weights, or those that scored best on its validation set."""
+    out: Path | None = None
+    """The JSON to write, with all figures, intervals and what they were measured on; None: print alone."""
+    cpu: bool = False
+    """Compute on the CPU even where there is a GPU."""
+    threads: int | None = None
+    """CPU threads of a process for torch; None: usable cores / processes on this machine. On a CPU, equal threads give
+    the same JSON."""
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.outputs is None):
+            raise UsageError("give RUN or --outputs")
+        if (self.shards is None) == (self.photos is None) or (self.photos is None) != (self.masks is None):
+            raise UsageError("give --photos and --masks, or --shards")
+        if self.outputs is not None and self.shards is not None:
+            raise UsageError("--outputs goes with --photos and --masks, whose names say what belongs together")
+        if self.shards is not None and (self.size is not None or self.pairing is not None):
+            raise UsageError("--size and --pairing go with --photos: shards have their own")
+        if self.composite and self.outputs is None:
+            raise UsageError("--composite goes with --outputs: what RUN makes is pasted into the hole anyway")
+        if self.pairing == "pool" and self.outputs is not None and self.size is None:
+            raise UsageError("--pairing pool fits masks to photos: give a --size")
+        for flag in ("size", "limit"):
+            value = getattr(self, flag)
+            if value is not None and value < 1:
+                raise UsageError(f"--{flag} {value}: give at least 1")
+        unknown = [name for name in self.metrics if name not in (*ALL_METRICS, "all")]
+        if unknown or not self.metrics:
+            raise UsageError(f"--metrics {' '.join(unknown)}: choose of {', '.join(ALL_METRICS)}, or all")
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The metrics asked for, in the order of the menu."""
+        return ALL_METRICS if "all" in self.metrics else tuple(name for name in ALL_METRICS if name in self.metrics)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score, and say what was scored on what: the contents of the JSON. Collective.
+
+    Raises:
+        UserError: something cannot be read, or does not fit together.
+    """
+    with open_launch(LaunchConfig(mixed_precision="no", cpu=config.cpu, threads=config.threads)) as launch:
+        pairs = _open_pairs(config)
+        fill = _open_fill(config, pairs, launch)
+        measured = measure(pairs, fill, config.chosen, launch)
+        report = {"figures": summarise(measured, config.chosen), "context": _context(config, pairs, launch)}
+        report["context"]["pixels of photos and masks, sha256"] = measured.digest
+        if launch.is_main:
+            sys.stdout.writelines(f"{line}\n" for line in table(report["figures"], config.chosen))
+            _write(config, report)
+    return report
+
+
+def _open_pairs(config: EvaluateConfig) -> PhotoSet | ValSplit:
+    if config.shards is not None:
+        return ValSplit(config.shards, config.limit)
+    assert config.photos is not None  # the config sees to it
+    assert config.masks is not None
+    pairing = config.pairing or ("name" if config.outputs else "pool")
+    size = config.size or (None if config.outputs else 256)
+    return PhotoSet(config.photos, config.masks, pairing=pairing, size=size, limit=config.limit)
+
+
+def _open_fill(config: EvaluateConfig, pairs: Pairs, launch: Launch) -> Fill:
+    if config.run is not None:
+        inpainter = Inpainter.load(config.run, weights=config.weights, device=launch.device.type)  # pyright: ignore
+        if pairs.size is not None and pairs.size % inpainter.size_multiple:
+            raise UserError(
+                f"pictures of {pairs.size} pixels: {config.run} takes multiples of {inpainter.size_multiple}"
+            )
+        network = inpainter.network
+        return lambda _, batch: eight_bits(
+            composite(network(masked(batch.image, batch.mask), batch.mask), batch.image, batch.mask)
+        )
+    assert isinstance(pairs, PhotoSet)  # the config sees to it
+    assert config.outputs is not None
+    made: Completions = pairs.completions(config.outputs)
+    if config.composite:
+        return lambda numbers, batch: composite(made.batch(numbers, launch.device), batch.image, batch.mask)
+    return lambda numbers, _: made.batch(numbers, launch.device)
+
+
+def table(figures: dict[str, Any], metrics: Sequence[str]) -> list[str]:
+    """The figures to be read: a line for all photos and for each bucket, with what makes FID unfit."""
+    lines = [f"{'hole ratio':<12}{'photos':>8}" + "".join(f"{name:>12}" for name in metrics)]
+    for bucket, part in figures.items():
+        cells = [_cell(part.get(name)) for name in metrics]
+        lines.append(f"{bucket:<12}{part['photos']:>8}" + "".join(f"{cell:>12}" for cell in cells))
+    whole = figures["all"]
+    intervals = [
+        f"{name} {part['low']:.4f} to {part['high']:.4f}" for name in metrics if "low" in (part := whole.get(name, {}))
+    ]
+    lines.append(f"95 % intervals over all photos: {', '.join(intervals)}" if intervals else "")
+    if whole.get("fid", {}).get("too few photos"):
+        lines.append(
+            f"note: FID of no more than {FEATURES:,} photos is biased upwards, the more the fewer: compare it on this "
+            "very set alone, and read KID"
+        )
+    return [line for line in lines if line]
+
+
+def _cell(part: dict[str, Any] | None) -> str:
+    value = None if part is None else part.get("mean", part.get("value"))
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _context(config: EvaluateConfig, pairs: PhotoSet | ValSplit, launch: Launch) -> dict[str, Any]:
+    """What was scored, on what, by what, in names that mean something on another machine."""
+    told: dict[str, Any] = {"precision": "float32", "device": launch.device.type, "threads": launch.threads}
+    if config.run is not None:
+        file = weights_file(config.run, config.weights)
+        told |= {"scored": file.name, "weights, sha256": _sha256(file), "pictures": "completions pasted into the hole"}
+    else:
+        pasted = "pasted into the hole" if config.composite else "as they are"
+        told |= {"scored": f"outputs in {config.outputs.resolve().name}", "pictures": pasted}  # pyright: ignore
+    if isinstance(pairs, ValSplit):
+        told |= {"shards": config.shards.resolve().name, "split": "val", "fingerprint": pairs.fingerprint}  # pyright: ignore
+    else:
+        told |= {"photos": config.photos.resolve().name, "masks": config.masks.resolve().name}  # pyright: ignore
+        told["pairing"] = pairs.pairing
+    own = "each photo's own"
+    told["size"] = own if pairs.size is None else pairs.size
+    told["resize"] = "none" if pairs.size is None else "short side by averages over areas, centre crop; masks nearest"
+    told["metric weights, sha256"] = _metric_weights(config.chosen)
+    told["versions"] = {"python": platform.python_version(), **{name: v for name in PACKAGES if (v := _version(name))}}
+    return told
+
+
+def _metric_weights(metrics: Sequence[str]) -> dict[str, str]:
+    wanted = [LPIPS_WEIGHTS[network] for name, network in LEARNED.items() if name in metrics]
+    wanted += [INCEPTION] if set(OVER_SETS) & set(metrics) else []
+    return {what.file: _sha256(find_pretrained(what)) for what in wanted}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _write(config: EvaluateConfig, report: dict[str, Any]) -> None:
+    if config.out is None:
+        return
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(config.out) as part:
+            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {config.out}: cannot be written ({error})") from error
+    sys.stdout.write(f"wrote {config.out}\n")
+
+
+def parse(argv: Sequence[str]) -> EvaluateConfig:
+    """Read RUN and flags."""
+    return cli.parse(
+        EvaluateConfig,
+        argv,
+        prog="python -m inpaint_dist.evaluate",
+        description="Score a generator, or any system's pictures, on photos with holes.",
+        positional=("run",),
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse and score."""
+    evaluate(parse(argv))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

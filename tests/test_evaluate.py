@@ -1,0 +1,235 @@
+"""The ruler: what is scored, once each, on any number of ranks, said so that it can be done again."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from inpaint_dist import cli, evaluate
+from inpaint_dist.evaluate import EvaluateConfig
+from inpaint_dist.evaluation import METRICS
+from inpaint_dist.models import UNetConfig
+from inpaint_dist.weights import GENERATOR, export_generator
+
+SHARED = Path(__file__).parents[2] / "shared"
+PEERS = SHARED / "data" / "peers_gt"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine photos of odd sizes, each with a mask of its name, and an untrained unet, which is push-pull."""
+    y, x = np.mgrid[0:44, 0:50]
+    for name in ("photos", "masks", "run"):
+        (tmp_path / name).mkdir()
+    for number in range(9):
+        waves = [127 + 90 * np.sin((x * (number + 1) + y * channel) / 7) for channel in (1, 2, 3)]
+        cv2.imwrite(str(tmp_path / "photos" / f"p{number}.png"), np.stack(waves, axis=2).astype(np.uint8))
+        mask = np.zeros((44, 50), np.uint8)
+        mask[5 : 8 + 4 * number, 5:40] = 255
+        cv2.imwrite(str(tmp_path / "masks" / f"p{number}_mask.png"), mask)
+    config = UNetConfig(channels=(4, 8))
+    export_generator(tmp_path / "run" / GENERATOR, config, config.build().state_dict(), recipe="unet", step=3)
+    return tmp_path
+
+
+def places(folder: Path) -> list[str]:
+    return ["--photos", str(folder / "photos"), "--masks", str(folder / "masks"), "--threads", "1", "--cpu"]
+
+
+def run(folder: Path, *flags: str, out: str = "out.json") -> dict:
+    assert cli.run(evaluate.main, [*places(folder), "--out", str(folder / out), *flags]) == 0
+    return json.loads((folder / out).read_text())
+
+
+def complain(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert cli.run(evaluate.main, list(flags)) in (1, 2)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_a_run_is_scored_whole_and_by_bucket_and_the_same_command_gives_the_same_bytes(folder: Path):
+    report = run(folder, str(folder / "run"), "--size", "32")
+    whole = report["figures"].pop("all")
+    assert whole["photos"] == 9 == sum(part["photos"] for part in report["figures"].values())
+    assert set(whole) == {"photos", "mean hole ratio", *METRICS}
+    assert all(whole[name]["low"] <= whole[name]["mean"] <= whole[name]["high"] for name in METRICS)
+    by_bucket = sum(part["photos"] * part["psnr"]["mean"] for part in report["figures"].values()) / 9
+    assert by_bucket == pytest.approx(whole["psnr"]["mean"], abs=1e-4)
+    run(folder, str(folder / "run"), "--size", "32", out="again.json")
+    assert (folder / "out.json").read_bytes() == (folder / "again.json").read_bytes()
+
+
+def test_the_report_names_what_was_scored_on_what_and_tells_no_path(folder: Path):
+    report = run(folder, str(folder / "run"), "--size", "32")
+    context = report["context"]
+    assert context["scored"] == GENERATOR
+    assert len(context["weights, sha256"]) == len(context["pixels of photos and masks, sha256"]) == 64
+    assert (context["photos"], context["masks"], context["pairing"], context["size"]) == ("photos", "masks", "pool", 32)
+    assert context["threads"] == 1 and context["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert str(folder) not in json.dumps(report)
+    mask = cv2.imread(str(folder / "masks" / "p3_mask.png"), cv2.IMREAD_GRAYSCALE)
+    for path in (folder / "masks").iterdir():
+        cv2.imwrite(str(path), np.roll(mask, 1, axis=0))
+    changed = run(folder, str(folder / "run"), "--size", "32")["context"]
+    assert changed["pixels of photos and masks, sha256"] != context["pixels of photos and masks, sha256"]
+
+
+def test_pictures_of_another_system_are_scored_as_they_are_or_pasted(folder: Path):
+    (folder / "made").mkdir()
+    for number in range(9):
+        photo = cv2.imread(str(folder / "photos" / f"p{number}.png"))
+        cv2.imwrite(str(folder / "made" / f"p{number}.png"), np.clip(photo.astype(int) + 10, 0, 255).astype(np.uint8))
+    flags = ["--outputs", str(folder / "made")]
+    as_is, pasted = run(folder, *flags), run(folder, *flags, "--composite", out="pasted.json")
+    error = 20 / 255  # ten levels, in the range of [-1, 1]
+    figures = as_is["figures"]["all"]
+    assert (
+        figures["l1"]["mean"] == pytest.approx(error, abs=1e-4) == pytest.approx(figures["hole_l1"]["mean"], abs=1e-4)
+    )
+    assert figures["psnr"]["mean"] == pytest.approx(20 * math.log10(255 / 10), abs=1e-2)
+    ratio = pasted["figures"]["all"]["mean hole ratio"]
+    assert pasted["figures"]["all"]["l1"]["mean"] == pytest.approx(error * ratio, abs=1e-4)
+    assert as_is["context"]["pictures"] == "as they are" and as_is["context"]["size"] == "each photo's own"
+    assert pasted["context"]["pictures"] == "pasted into the hole"
+
+
+def test_what_does_not_fit_together_is_told(folder: Path, capsys: pytest.CaptureFixture[str]):
+    made = folder / "made"
+    made.mkdir()
+    cv2.imwrite(str(made / "p0.png"), np.zeros((44, 51, 3), np.uint8))
+    assert "no picture is named as p1.png, nor as 7 others" in complain(capsys, *places(folder), "--outputs", str(made))
+    for number in range(1, 9):
+        cv2.imwrite(str(made / f"p{number}.png"), np.zeros((44, 50, 3), np.uint8))
+    assert "p0.png has 51x44 pixels and its photo 50x44" in complain(capsys, *places(folder), "--outputs", str(made))
+    said = complain(capsys, *places(folder), str(folder / "run"), "--size", "30")
+    assert "pictures of 30 pixels" in said and "takes multiples of 4" in said
+    assert "no such file" in complain(capsys, *places(folder), str(folder / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({}, "give RUN or --outputs"),
+        ({"run": Path("r"), "outputs": Path("o")}, "give RUN or --outputs"),
+        ({"run": Path("r")}, "give --photos and --masks, or --shards"),
+        ({"run": Path("r"), "photos": Path("p")}, "give --photos and --masks, or --shards"),
+        ({"outputs": Path("o"), "shards": Path("s")}, "--outputs goes with --photos"),
+        ({"run": Path("r"), "shards": Path("s"), "size": 3}, "shards have their own"),
+        ({"run": Path("r"), "shards": Path("s"), "composite": True}, "--composite goes with --outputs"),
+        ({"run": Path("r"), "shards": Path("s"), "limit": 0}, "--limit 0"),
+        ({"run": Path("r"), "shards": Path("s"), "metrics": ("psnr", "lpips")}, "--metrics lpips: choose of psnr"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused(settings: dict, fault: str):
+    with pytest.raises(ValueError, match=fault):
+        EvaluateConfig(**settings)
+
+
+def test_the_val_split_of_shards_is_scored_as_training_scores_it(run_train, shards: Path, tmp_path: Path):
+    trained = run_train("--max-steps", "2", "--batch-size", "2")
+    last = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()][-1]
+    out = tmp_path / "out.json"
+    words = [str(trained), "--shards", str(shards), "--threads", "1", "--cpu", "--out", str(out)]
+    assert cli.run(evaluate.main, words) == 0
+    report = json.loads(out.read_text())
+    for name in METRICS:
+        assert report["figures"]["all"][name]["mean"] == pytest.approx(last[f"val/{name}"], abs=1e-4)
+    assert report["context"]["split"] == "val" and len(report["context"]["fingerprint"]) > 8
+
+
+def test_two_ranks_score_as_one_process_does(folder: Path):
+    alone = run(folder, str(folder / "run"), "--size", "32")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--main_process_port", "0", "-m", "inpaint_dist.evaluate"]
+    words = [str(folder / "run"), *places(folder), "--size", "32", "--out", str(folder / "two.json")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *words], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "two.json").read_text()) == alone
+    assert done.stdout.count("hole ratio") == 1
+
+
+# -------------------------------------------------------------------------------------------- learned metrics
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TORCH_HOME with the official AlexNet and Inception."""
+    maker = SHARED / "weights" / "make_torch_home.py"
+    if not maker.is_file():
+        pytest.skip("the official weights are not beside the project")
+    home = tmp_path_factory.mktemp("torch_home")
+    subprocess.run([sys.executable, str(maker), str(home), "inception", "alex"], check=True, capture_output=True)
+    return home
+
+
+def test_weights_that_are_nowhere_are_one_error_that_says_how_to_get_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    for metric, file in (
+        ("lpips_alex", "alexnet-owt-7be5be79.pth"),
+        ("kid", "weights-inception-2015-12-05-6726825d.pth"),
+    ):
+        said = complain(capsys, *places(folder), str(folder / "run"), "--size", "32", "--metrics", metric)
+        assert file in said and "TORCH_HOME" in said and "no network" in said
+
+
+def test_fid_and_kid_of_the_photos_themselves_are_nothing_and_few_photos_are_said(
+    folder: Path, official: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(official / "hub"))
+    flags = ["--outputs", str(folder / "photos"), "--size", "64", "--pairing", "name", "--limit", "3"]
+    flags += ["--metrics", "fid", "kid", "lpips_alex"]
+    figures = run(folder, *flags)["figures"]["all"]
+    assert figures["fid"]["value"] == pytest.approx(0, abs=0.01) and figures["fid"]["too few photos"] is True
+    assert figures["kid"]["mean"] < 0.001 and figures["kid"]["photos a subset"] == 2
+    assert figures["lpips_alex"]["mean"] == 0
+    assert "FID of no more than 2,048 photos is biased" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "migan", "telea"),
+    [("migan_ffhq_256_freeform", 0.181, 0.457), ("migan_places2_256_freeform", 0.224, 0.388)],
+)
+def test_published_outputs_get_their_known_lpips(
+    name: str, migan: float, telea: float, tmp_path: Path, official: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """MI-GAN's own outputs, as they are, and OpenCV's Telea (radius 5) on the same holes."""
+    if not PEERS.is_dir():
+        pytest.skip("the peers' outputs are not beside the project")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(official / "hub"))
+    for path in (PEERS / name / "image").iterdir():
+        mask = next((PEERS / name / "mask").glob(f"{path.stem}.*"))
+        holes = (cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 127).astype(np.uint8)
+        filled = cv2.inpaint(cv2.imread(str(path)), holes, 5, cv2.INPAINT_TELEA)
+        cv2.imwrite(str(tmp_path / f"{path.stem}.png"), filled)
+    for outputs, expected in ((PEERS / name / "output", migan), (tmp_path, telea)):
+        words = [
+            "--photos",
+            str(PEERS / name / "image"),
+            "--masks",
+            str(PEERS / name / "mask"),
+            "--outputs",
+            str(outputs),
+        ]
+        out = tmp_path / "out" / "report.json"
+        assert (
+            cli.run(evaluate.main, [*words, "--metrics", "lpips_alex", "--threads", "1", "--cpu", "--out", str(out)])
+            == 0
+        )
+        found = json.loads(out.read_text())["figures"]["all"]["lpips_alex"]["mean"]
+        assert found == pytest.approx(expected, abs=0.003)
+        out.unlink()
