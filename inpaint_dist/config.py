@@ -11,6 +11,7 @@ from typing import Any
 from inpaint_dist import models
 from inpaint_dist.data.loader import DataConfig
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.evaluation import MetricName
 from inpaint_dist.launch import LaunchConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.models import DiscriminatorConfig, GeneratorConfig, PatchDiscriminatorConfig, SeedAutoencoderConfig
@@ -22,7 +23,7 @@ SECTIONS = ("data", "trainer", "launch", "tracking")
 
 RESUMABLE = frozenset(
     {
-        "recipe", "epochs", "max_steps", "output_dir", "checkpoint_every", "keep_checkpoints", "eval_every",
+        "recipe", "epochs", "max_steps", "output_dir", "checkpoint_every", "keep_checkpoints", "eval_every", "best_by",
         "overwrite", "dry_run", "data.batch_size", "data.workers", "data.val_shards", "data.shards",
         "data.global_batch_size", "launch.cpu", "launch.threads", "launch.mixed_precision",
         "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm",
@@ -53,6 +54,8 @@ class TrainConfig:
     """Newest checkpoints that are kept, beside the best."""
     eval_every: int | None = None
     """Steps between two evaluations on the validation set; None: a tenth of the run, at most 1000."""
+    best_by: MetricName = "psnr"
+    """Metric on the validation set whose best weights and checkpoint are kept."""
     init_from: Path | None = None
     """A run folder, or a generator.safetensors, whose generator the run starts with."""
     overwrite: bool = False

@@ -1,18 +1,22 @@
 """How good completions are over a set: PSNR, SSIM and L1, each image counted once on any number of ranks."""
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from inpaint_dist.batch import Batch, Image, Mask, composite, image_from_uint8, image_to_uint8, masked
+from inpaint_dist.errors import UserError
 from inpaint_dist.launch import Launch
 
-METRICS = ("psnr", "ssim", "l1", "hole_psnr", "hole_l1")
+MetricName: TypeAlias = Literal["psnr", "ssim", "l1", "hole_psnr", "hole_l1"]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 """psnr (dB) and ssim of the composite, l1 of the composite; hole_psnr (dB) and hole_l1 over the hole's pixels alone.
 l1 is in units of the [-1, 1] range, as the losses are."""
+
+LOWER_IS_BETTER: frozenset[MetricName] = frozenset({"l1", "hole_l1"})
 
 Completer: TypeAlias = Callable[[Image, Mask], Image]
 """(masked photo, mask) → prediction."""
@@ -55,20 +59,37 @@ def score_result(result: Image, image: Image, mask: Mask) -> Float[Tensor, "batc
     return torch.stack(columns, dim=1)
 
 
+class EvaluationFailed(UserError):
+    """A rank could not score its images; all ranks raise it alike."""
+
+    on_every_rank = True
+
+
 def evaluate(complete: Completer, batches: Iterable[Batch], launch: Launch) -> dict[str, float]:
     """Mean of each metric over the images of all ranks. Collective; `batches` are this rank's own.
 
     Returns:
         {"psnr": …, …} as METRICS, or an empty dict where no rank had an image.
+
+    Raises:
+        EvaluationFailed: on every rank, where one of them met an error.
     """
-    sums = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=launch.device)
-    with torch.inference_mode():
-        for batch in batches:
-            with launch.autocast():
-                prediction = complete(masked(batch.image, batch.mask), batch.mask)
-            sums[:-1] += score(prediction, batch.image, batch.mask).sum(0)
-            sums[-1] += len(batch)
-    *totals, images = launch.sum(sums).tolist()
+    sums = torch.zeros(len(METRICS) + 2, dtype=torch.float64, device=launch.device)
+    met: Exception | None = None
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                with launch.autocast():
+                    prediction = complete(masked(batch.image, batch.mask), batch.mask)
+                sums[:-2] += score(prediction, batch.image, batch.mask).sum(0)
+                sums[-2] += len(batch)
+    except (UserError, OSError, RuntimeError) as error:  # the other ranks wait for this one in the sum
+        met = error
+        sums[-1] = 1.0
+    *totals, images, failed = launch.sum(sums).tolist()
+    if failed:
+        where = f"on {failed:.0f} of {launch.world} ranks: " if launch.world > 1 else ""
+        raise EvaluationFailed(f"the evaluation failed: {where}{met or 'not on this one'}") from met
     return {name: total / images for name, total in zip(METRICS, totals, strict=True)} if images else {}
 
 

@@ -11,7 +11,7 @@ from inpaint_dist.batch import Batch, check, composite, image_to_uint8, masked
 from inpaint_dist.config import TrainConfig, interval, to_json
 from inpaint_dist.data.sources import Sources
 from inpaint_dist.errors import UserError
-from inpaint_dist.evaluation import evaluate
+from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, evaluate
 from inpaint_dist.launch import Launch
 from inpaint_dist.run_folder import CHECKPOINTS, Start, read_checkpoint
 from inpaint_dist.tracking.meter import Meter
@@ -20,7 +20,6 @@ from inpaint_dist.trainer import Trainer, count_parameters
 from inpaint_dist.weights import BEST, CARD, GENERATOR, export_generator, write_card
 
 GRID_ROWS = 6
-BEST_BY = "psnr"
 
 
 class Run:
@@ -120,14 +119,21 @@ class Run:
         self.meter.skip()
 
     def evaluate(self, step: int) -> None:
-        """Score the averaged weights on the validation set, over all ranks; keep them where they are the best."""
+        """Score the averaged weights on the validation set, over all ranks; keep them where they are the best.
+
+        A failure is a warning: the weights are unharmed, and the next evaluation may succeed.
+        """
         if self.sources.validation is None:
             return
         generator = self.trainer.averaged()
         batches = self.sources.validation.batches(self.launch.rank, self.launch.world)
-        self.scores = evaluate(generator, batches, self.launch)
+        try:
+            self.scores = evaluate(generator, batches, self.launch)
+        except EvaluationFailed as error:
+            self.say(f"warning: {error}; training goes on")
+            return
         self.tracker.report(step, {f"val/{name}": value for name, value in self.scores.items()})
-        if self.scores[BEST_BY] > self.best.get(BEST_BY, float("-inf")):
+        if self._is_best():
             self.best = {"step": step, **self.scores}
             self._write(lambda: self._export(BEST, step), step)
         self.meter.skip()
@@ -164,6 +170,13 @@ class Run:
             f"done: {self.total} steps. Curves {self.folder}/plots/losses.png, pictures {self.folder}/samples/, "
             f"weights {self.folder}/{GENERATOR}, checkpoints {self.folder}/checkpoints/"
         )
+
+    def _is_best(self) -> bool:
+        name = self.config.best_by
+        if name not in self.best:
+            return True
+        gain = self.scores[name] - self.best[name]
+        return gain < 0 if name in LOWER_IS_BETTER else gain > 0
 
     def _write(self, action: Callable[[], None], step: int) -> None:
         """Write on rank 0; a failure ends the run only at its last step."""

@@ -11,8 +11,8 @@ from inpaint_dist.recipes import RECIPES
 
 FLAGS = """--shards --val-shards --limit --output-dir --epochs --max-steps --batch-size --global-batch-size --lr --lr-d
 --lr-schedule --clip-grad --mixed-precision --gradient-accumulation-steps --flip --mask-source --seed --threads
---workers --report-every --sample-every --checkpoint-every --keep-checkpoints --eval-every --ema-decay --report-to
---overwrite --init-from --dry-run --overfit-one-batch --cpu --sync-batchnorm""".split()
+--workers --report-every --sample-every --checkpoint-every --keep-checkpoints --eval-every --best-by --ema-decay
+--report-to --overwrite --init-from --dry-run --overfit-one-batch --cpu --sync-batchnorm""".split()
 
 
 def help_of(recipe: str, capsys: pytest.CaptureFixture[str]) -> str:

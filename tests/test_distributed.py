@@ -21,7 +21,7 @@ from torch import nn
 from inpaint_dist.batch import Batch
 from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet
 from inpaint_dist.data.shards import ShardIndex
-from inpaint_dist.evaluation import METRICS, evaluate
+from inpaint_dist.evaluation import METRICS, EvaluationFailed, evaluate
 from inpaint_dist.launch import Launch, LaunchConfig, open_launch
 from inpaint_dist.losses.adversarial import NonSaturatingConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
@@ -263,6 +263,22 @@ def collectives(launch: Launch) -> dict[str, Any]:
     }
 
 
+def badly_evaluated(launch: Launch, *, shards: str) -> str:
+    """What is said where the second rank cannot score."""
+    validation = ValidationSet(ShardIndex.load(Path(shards), "val"), launch.device)
+
+    def complete(masked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if launch.rank == 1:
+            raise RuntimeError("out of memory")
+        return masked
+
+    try:
+        evaluate(complete, validation.batches(launch.rank, launch.world, 2), launch)
+    except EvaluationFailed as error:
+        return str(error)
+    return "nothing"
+
+
 def serve(folder: Path) -> None:
     """Do what is asked on stdin, a JSON line a call, until it closes."""
     with open_launch(LaunchConfig(cpu=True, threads=1, mixed_precision="no")) as launch:
@@ -429,6 +445,11 @@ def test_evaluation_counts_each_image_once_whatever_the_ranks(ranks: Ranks, shar
     for answer in answers:
         assert answer["scores"] == answers[0]["scores"]
         assert all(abs(answer["scores"][name] - alone["scores"][name]) < 1e-5 for name in METRICS)
+
+
+def test_an_evaluation_that_fails_on_one_rank_fails_on_all_alike(ranks: Ranks, shards: Path):
+    for rank, said in enumerate(ranks.run(badly_evaluated, shards=str(shards))):
+        assert said == f"the evaluation failed: on 1 of 2 ranks: {'out of memory' if rank == 1 else 'not on this one'}"
 
 
 def test_statistics_of_each_rank_are_averaged_before_they_are_used_or_saved(ranks: Ranks, shards: Path):

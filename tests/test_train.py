@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inpaint_dist import checkpoint, train
+from inpaint_dist import checkpoint, evaluation, train
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.weights import read_generator
@@ -230,6 +230,31 @@ def test_what_cannot_run_is_refused_by_name_before_anything_is_written(
     with pytest.raises(UserError, match=words):
         run_train("--max-steps", "1", "--cpu", *flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_that_fails_is_a_warning_and_the_next_one_counts(run_train: Runner, monkeypatch):
+    real, calls = evaluation.score, []
+
+    def once_too_large(*batch):
+        calls.append(batch)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return real(*batch)
+
+    monkeypatch.setattr(evaluation, "score", once_too_large)
+    run = run_train("--max-steps", "4", "--checkpoint-every", "2", "--eval-every", "2")
+    assert "warning: the evaluation failed: out of memory; training goes on" in (run / "log.txt").read_text()
+    assert [row["step"] for row in history(run) if "val/psnr" in row] == [4]
+    assert (run / "generator-best.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("metric", "best"), [("psnr", max), ("hole_l1", min)])
+def test_the_best_weights_are_those_of_the_metric_asked_for(metric: str, best: Callable, run_train: Runner):
+    run = run_train("--max-steps", "6", "--eval-every", "1", "--best-by", metric, "--lr", "0.02")
+    scored = {row["step"]: row[f"val/{metric}"] for row in history(run) if f"val/{metric}" in row}
+    assert len(set(scored.values())) == 6
+    _, _, about = read_generator(run / "generator-best.safetensors")
+    assert int(about["step"]) == best(scored, key=scored.get)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_until_the_last_one(run_train: Runner, monkeypatch):
