@@ -74,7 +74,11 @@ def run_train(shards: Path, vgg16: Path, tmp_path: Path) -> Callable[..., Path]:
     """Train tiny networks on the small shards; returns the run folder."""
 
     def run(*flags: str, recipe: str = "unet", name: str = "run") -> Path:
-        small = (*TINY_LAMA, "--objective.perceptual.weights", str(vgg16)) if recipe.startswith("lama") else TINY
+        small = (
+            (*TINY_LAMA, "--objective.perceptual.weights", str(vgg16), "--objective.perceptual.layers", "relu1_2")
+            if recipe.startswith("lama")
+            else TINY
+        )
         train.main([recipe, "--shards", str(shards), "--output-dir", str(tmp_path / name), *small, *flags])
         return tmp_path / name
 

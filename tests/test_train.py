@@ -32,9 +32,11 @@ def checkpoint_digest(run: Path, step: int) -> dict[str, str]:
     return {name: file["sha256"] for name, file in manifest["files"].items() if name.endswith(".safetensors")}
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_leaves_a_whole_run_folder(recipe: str, run_train: Runner):
-    run = run_train("--max-steps", "4", "--report-every", "2", "--batch-size", "2", recipe=recipe)
+def test_every_recipe_leaves_a_whole_run_folder(recipe: str, precision: str, run_train: Runner):
+    flags = ("--max-steps", "4", "--report-every", "2", "--batch-size", "2", "--mixed-precision", precision)
+    run = run_train(*flags, recipe=recipe)
     assert [row["step"] for row in history(run)] == [1, 2, 3, 4]
     last = history(run)[-1]
     assert last.keys() >= {"g/loss", "g/reconstruction", "g/adversarial", "d/loss", "d/real", "d/fake", "val/psnr"}
