@@ -44,10 +44,15 @@ class TrainerConfig:
     """Learning rate of the discriminator; None: as the generator's."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates of the first and second moment."""
-    lr_schedule: Literal["constant", "cosine", "tail"] = "constant"
-    """constant; cosine: from the rate to 0 over the run; tail: linearly to 0 over the last fifth."""
+    lr_schedule: Literal["constant", "cosine", "tail", "cosine-tail"] = "constant"
+    """constant; cosine: from the rate to 0 over the run; tail, cosine-tail: to 0 over the last fifth, linearly or as a
+    half cosine."""
+    warmup_steps: int = 0
+    """Steps over which both rates first rise linearly from 0."""
     clip_grad: float | None = None
     """Clip the gradient norm of each network to this; None: do not clip."""
+    clip_grad_d: float | None = None
+    """Clip the discriminator's to this instead; None: as --clip-grad."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of a step: each process's batch is read at once and computed in this many parts."""
     ema_decay: float = 0.999
@@ -66,8 +71,11 @@ class TrainerConfig:
             raise UsageError(f"--gradient-accumulation-steps {self.gradient_accumulation_steps}: give at least 1")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--ema-decay {self.ema_decay}: give at least 0 and less than 1")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise UsageError(f"--clip-grad {self.clip_grad}: give more than 0, or leave it out")
+        if self.warmup_steps < 0:
+            raise UsageError(f"--warmup-steps {self.warmup_steps}: give 0 or more")
+        for flag, norm in (("--clip-grad", self.clip_grad), ("--clip-grad-d", self.clip_grad_d)):
+            if norm is not None and not norm > 0:
+                raise UsageError(f"{flag} {norm}: give more than 0, or leave it out")
 
 
 _OF_DDP = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -97,6 +105,7 @@ class Trainer:
         self.config, self.launch = config, launch
         self.total_steps = total_steps
         self.step_count = 0
+        self._clip = {"g": config.clip_grad, "d": config.clip_grad_d or config.clip_grad}
         if launch.world > 1 and config.sync_batchnorm:
             generator = synchronise_batch_norm(generator, launch.device)
             if not objective.r1_weight:  # no batch norm over ranks can be derived twice, which R1 does
@@ -215,8 +224,8 @@ class Trainer:
         norm = nn.utils.get_total_norm(gradients)
         # An overflow of the scaled gradient is the scaler's own business: it skips the update and lowers the scale.
         self._note_faults([loss, torch.zeros_like(norm) if scaler.is_enabled() else norm], f"{name}/loss")
-        if self.config.clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(network.parameters(), self.config.clip_grad, norm)
+        if (limit := self._clip[name]) is not None:
+            nn.utils.clip_grads_with_norm_(network.parameters(), limit, norm)
         # The fused optimiser skips its update on the device where this is 1: no weight moves, and nobody waits.
         skip = self._faults.any() | ~torch.isfinite(norm)
         optimizer.found_inf = skip.float()  # pyright: ignore[reportAttributeAccessIssue]
@@ -272,6 +281,7 @@ class Trainer:
 
     def _set_learning_rates(self) -> None:
         factor = schedule(self.config.lr_schedule, self.step_count, self.total_steps)
+        factor *= min(1.0, (self.step_count + 1) / (self.config.warmup_steps + 1))
         rates = (self.config.lr, self.config.lr_d or self.config.lr)
         for optimizer, rate in zip((self.optimizer_g, self.optimizer_d), rates, strict=True):
             for group in optimizer.param_groups:
@@ -358,9 +368,10 @@ def schedule(kind: str, step: int, total: int) -> float:
     """Factor of the learning rate at a step counted from 0, of `total`."""
     if kind == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * step / total))
+    left = min(1.0, (total - step) / max(1.0, total / 5))  # of the last fifth
     if kind == "tail":
-        return min(1.0, (total - step) / max(1.0, total / 5))
-    return 1.0
+        return left
+    return 0.5 * (1.0 - math.cos(math.pi * left)) if kind == "cosine-tail" else 1.0
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -219,6 +219,25 @@ def test_clipping_bounds_the_gradient_that_reaches_the_optimiser():
     assert losses["norm/d"] > 1e-3
 
 
+def test_each_network_may_have_a_limit_of_its_own():
+    assert a_trainer(clip_grad=1.0)._clip == {"g": 1.0, "d": 1.0}
+    assert a_trainer(clip_grad=1.0, clip_grad_d=0.1)._clip == {"g": 1.0, "d": 0.1}
+    assert a_trainer(clip_grad_d=0.1)._clip == {"g": None, "d": 0.1}
+    with pytest.raises(UsageError, match="--clip-grad-d 0"):
+        TrainerConfig(clip_grad_d=0.0)
+
+
+def test_both_rates_rise_over_the_warm_up():
+    trainer, rates = a_trainer(lr=0.01, lr_d=0.02, warmup_steps=3), []
+    for _ in range(5):
+        trainer.step(a_batch())
+        rates.append((trainer.optimizer_g.param_groups[0]["lr"], trainer.optimizer_d.param_groups[0]["lr"]))
+    assert [g for g, _ in rates] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    assert all(d == pytest.approx(2 * g) for g, d in rates)
+    with pytest.raises(UsageError, match="--warmup-steps -1"):
+        TrainerConfig(warmup_steps=-1)
+
+
 def test_bf16_steps_run_and_keep_float32_weights():
     torch.manual_seed(0)
     launch = Launch(torch.device("cpu"), rank=0, world=1, precision="bf16", threads=1)
@@ -273,6 +292,7 @@ def test_schedules_start_whole_and_end_where_they_say(kind: str, expected: list[
 
 
 def test_the_tail_falls_over_the_last_fifth():
+    assert [schedule("cosine-tail", step, 100) for step in (79, 80, 90, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
     assert [schedule("tail", step, 100) for step in (79, 80, 90)] == pytest.approx([1.0, 1.0, 0.5])
 
 
