@@ -131,6 +131,7 @@ class Run:
             self.scores = evaluate(generator, batches, self.launch)
         except EvaluationFailed as error:
             self.say(f"warning: {error}; training goes on")
+            self.meter.skip()
             return
         self.tracker.report(step, {f"val/{name}": value for name, value in self.scores.items()})
         if self._is_best():

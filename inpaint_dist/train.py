@@ -130,6 +130,11 @@ def describe(config: TrainConfig, launch: Launch, sources: Sources, trainer: Tra
             lines.append("note: batch norm sees each part alone, so this is not the same as one larger batch")
         if launch.world > 1 and not config.trainer.sync_batchnorm:
             lines.append("note: batch norm sees each rank's images alone, so this differs from one process")
+        elif launch.world > 1 and config.objective.r1_weight and has_batch_statistics(trainer.discriminator):
+            lines.append(
+                "note: with R1 the discriminator's batch norm sees each rank's images alone, so this differs from one "
+                "process"
+            )
     return lines
 
 
