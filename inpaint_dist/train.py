@@ -82,6 +82,7 @@ def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: 
         config.objective,
         launch,
         total_steps=sources.total_steps,
+        seed=config.seed,
     )
 
 

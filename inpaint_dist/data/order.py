@@ -30,9 +30,9 @@ def mix(*parts: int) -> int:
     return state
 
 
-def mix_range(count: int, *parts: int) -> NDArray[np.uint64]:
-    """`mix(*parts, i)` for every i in [0, count), at numpy's speed."""
-    state = np.arange(count, dtype=np.uint64)
+def mix_range(count: int, *parts: int, start: int = 0) -> NDArray[np.uint64]:
+    """`mix(*parts, i)` for every i in [start, start + count), at numpy's speed."""
+    state = np.arange(start, start + count, dtype=np.uint64)
     with np.errstate(over="ignore"):
         state += np.uint64((mix(*parts) + _GOLDEN) & _MASK)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
@@ -66,6 +66,12 @@ class SampleOrder:
         for position in range(start, stop):
             epoch, place = divmod(position, self.samples)
             yield Draw(epoch, int(permutation(self.samples, self.seed, epoch)[place]))
+
+
+def uniform(rows: int, columns: int, *parts: int, start: int) -> NDArray[np.float32]:
+    """Numbers in [0, 1), (rows, columns): a function of parts and of each row's place, the first at `start`."""
+    bits = mix_range(rows * columns, *parts, start=start * columns) >> np.uint64(40)
+    return (bits.astype(np.float32) / np.float32(2**24)).reshape(rows, columns)
 
 
 def steps_for(samples: int, epochs: int, global_batch: int) -> int:

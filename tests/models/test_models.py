@@ -10,17 +10,18 @@ from inpaint_dist import models
 from inpaint_dist.batch import masked
 from inpaint_dist.errors import UsageError
 from inpaint_dist.models.blocks import has_batch_statistics
-from inpaint_dist.models.ffc_resnet import FourierUnit
+from inpaint_dist.models.fourier import FourierUnit
 from inpaint_dist.models.push_pull import push_pull
 from inpaint_dist.recipes import RECIPES
 
 SMALL = {
     models.SeedAutoencoderConfig: {"channels": (8, 16, 16)},
     models.UNetConfig: {"channels": (8, 16, 16)},
+    models.FFCUNetConfig: {"channels": (8, 16), "blocks": 2},
     models.FFCResNetConfig: {"base_channels": 4, "blocks": 2},
 }
 GENERATORS = get_args(models.GeneratorConfig)
-assert len(GENERATORS) >= 3
+assert len(GENERATORS) >= 4
 assert set(GENERATORS) == SMALL.keys()
 DISCRIMINATORS = get_args(models.DiscriminatorConfig)
 assert len(DISCRIMINATORS) >= 2
@@ -140,8 +141,11 @@ def test_the_spectrum_is_computed_in_float32_and_comes_back_in_the_size_and_prec
 
 
 def test_a_global_share_that_leaves_a_branch_empty_is_refused():
-    with pytest.raises(UsageError, match=r"--generator\.global-share 1\.0"):
-        models.FFCResNetConfig(global_share=1.0)
+    for config in (models.FFCResNetConfig, models.FFCUNetConfig):
+        with pytest.raises(UsageError, match=r"--generator\.global-share 1\.0"):
+            config(global_share=1.0)
+    with pytest.raises(UsageError, match=r"--generator\.blocks 0"):
+        models.FFCUNetConfig(blocks=0)
 
 
 @pytest.mark.parametrize("kind", DISCRIMINATORS)
@@ -155,9 +159,17 @@ def test_a_discriminator_gives_a_map_of_scores_and_the_features_of_every_layer_b
     ).sigmoid in (True, False)
 
 
-def test_an_untrained_unet_is_its_push_pull_base():
+@pytest.mark.parametrize(
+    "config",
+    [
+        models.UNetConfig(channels=(8, 16)),
+        models.FFCUNetConfig(channels=(8, 16)),
+        models.FFCUNetConfig(channels=(8, 16), upsampling="transposed"),
+    ],
+)
+def test_an_untrained_network_on_a_base_is_its_push_pull_base(config: models.GeneratorConfig):
     image, mask = a_batch()
-    network = models.UNetConfig(channels=(8, 16)).build()
+    network = config.build()
     assert torch.equal(network(masked(image, mask), mask), push_pull(masked(image, mask), mask))
 
 
