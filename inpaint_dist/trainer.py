@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from inpaint_dist.batch import LUCK, Batch, Completion, Luck
-from inpaint_dist.data.order import uniform
+from inpaint_dist.chance import uniform
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch

@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from inpaint_dist.data.order import SampleOrder, mix, mix_range, permutation, steps_for, uniform
+from inpaint_dist.chance import mix, mix_range, uniform
+from inpaint_dist.data.order import SampleOrder, permutation, steps_for
 
 
 def test_hashes_are_the_same_one_by_one_and_all_at_once():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inpaint_dist.batch import LUCK, Batch
-from inpaint_dist.data.order import uniform
+from inpaint_dist.chance import uniform
 from inpaint_dist.gan import InpaintingGAN
 from inpaint_dist.losses.adversarial import NonSaturatingConfig
 from inpaint_dist.losses.augmentation import augment_image, augment_mask
