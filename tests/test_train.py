@@ -184,6 +184,47 @@ def test_a_dry_run_writes_nothing(run_train: Runner, capsys):
     assert "3 steps would run" in capsys.readouterr().out
 
 
+def test_a_second_run_in_the_folder_of_one_under_way_is_refused_in_one_line(
+    run_train: Runner, shards: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    real, second = train.Trainer.step, []
+
+    def step(self, batch, **more):
+        if not second:
+            words = command(shards, run_folder, "--max-steps", "2", *tiny)
+            second.append(subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False))
+        return real(self, batch, **more)
+
+    run_folder = run_train("--max-steps", "1")
+    before = (run_folder / "command.txt").read_text()
+    monkeypatch.setattr(train.Trainer, "step", step)
+    run_train("--max-steps", "2")
+    assert second[0].returncode == 2
+    expected = f"error: {run_folder}: another run is writing there; wait for its end, or choose another --output-dir\n"
+    assert second[0].stderr == expected
+    assert (run_folder / "command.txt").read_text().count("\n") == before.count("\n") + 1
+    assert [row["step"] for row in history(run_folder)] == [1, 2]
+
+
+def test_of_two_runs_that_begin_at_once_one_goes_on(run_train: Runner, monkeypatch: pytest.MonkeyPatch):
+    def build_late(*given):
+        monkeypatch.undo()
+        run_train("--max-steps", "1")
+        return build(*given)
+
+    build = train.build_trainer
+    monkeypatch.setattr(train, "build_trainer", build_late)
+    with pytest.raises(UsageError, match="another run is writing there"):
+        run_train("--max-steps", "1")
+
+
+def test_a_run_that_failed_leaves_its_folder_to_the_next(run_train: Runner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train.Trainer, "step", lambda *_, **__: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run_train("--max-steps", "1")
+
+
 def test_a_run_starts_from_another_ones_generator(run_train: Runner):
     first = run_train("--max-steps", "2", name="first")
     run = run_train("--max-steps", "1", "--init-from", str(first), "--lr", "1e-12", name="second")
