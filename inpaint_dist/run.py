@@ -191,9 +191,12 @@ class Run:
         try:
             action()
         except (UserError, OSError) as error:
-            if step == self.total:
+            if step < self.total:
+                self.say(f"warning: {error}; training goes on")
+            elif isinstance(error, UserError):
                 raise
-            self.say(f"warning: {error}; training goes on")
+            else:
+                raise UserError(f"{self.folder}: cannot be written ({error}); free space or mend the disk") from error
 
     def _export(self, name: str, step: int) -> None:
         export_generator(

@@ -1,5 +1,6 @@
 """Training end to end, on small shards with tiny networks."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inpaint_dist import checkpoint, evaluation, train
+from inpaint_dist import checkpoint, cli, evaluation, train
 from inpaint_dist import run as run_module
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.recipes import RECIPES
@@ -334,6 +335,55 @@ def test_a_score_that_is_not_finite_is_never_the_best(value: float, run_train: R
     run = run_train("--max-steps", "3", "--eval-every", "1")
     _, _, about = read_generator(run / "generator-best.safetensors")
     assert about["step"] == "2"
+
+
+def test_a_history_that_cannot_be_written_ends_the_run_in_one_line_and_nothing_is_lost_on_resume(
+    shards: Path, tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys
+):
+    real, file, aside = train.Trainer.step, tmp_path / "run/history.jsonl", tmp_path / "aside"
+
+    def step(self, batch, **more):
+        if self.step_count == 3:
+            file.rename(aside)
+            file.mkdir()
+        return real(self, batch, **more)
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    words = command(
+        shards, tmp_path / "run", "--report-every", "1", "--checkpoint-every", "2", "--max-steps", "5", *tiny
+    )
+    assert cli.run(train.main, words[3:]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {file}: cannot be written (Is a directory); free space")
+    assert said.count("\n") == 1
+    monkeypatch.undo()
+    file.rmdir()
+    aside.rename(file)
+    assert cli.run(train.main, words[3:]) == 0
+    assert [row["step"] for row in history(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("steps", ["4", "2"])
+@pytest.mark.parametrize("place", ["generator.safetensors", "README.md"])
+def test_a_full_disk_under_the_weights_is_a_warning_until_the_last_step_and_one_line_then(
+    place: str, steps: str, run_train: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self: Path, target: Path) -> Path:
+        if target == tmp_path / "run" / place and calls.append(target) is None and len(calls) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, target)
+
+    real, calls = Path.replace, []
+    monkeypatch.setattr(Path, "replace", full)
+    flags = ("--max-steps", steps, "--checkpoint-every", "2", "--eval-every", "99")
+    if steps == "2":
+        with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\); free space"):
+            run_train(*flags)
+    else:
+        run = run_train(*flags)
+        assert "No space left on device" in (run / "log.txt").read_text()
+        assert (run / "checkpoints/step-0000004").is_dir()
+        assert (run / place).is_file()
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_until_the_last_one(run_train: Runner, monkeypatch):
