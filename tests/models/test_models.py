@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from inpaint_dist import models
-from inpaint_dist.batch import masked
+from inpaint_dist.batch import Batch, masked
 from inpaint_dist.errors import UsageError
+from inpaint_dist.gan import InpaintingGAN
+from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.models.blocks import has_batch_statistics
 from inpaint_dist.models.fourier import FourierUnit
 from inpaint_dist.models.push_pull import push_pull
@@ -54,12 +56,13 @@ def test_a_generator_gives_a_whole_picture_for_any_multiple_of_its_size(kind: ty
 @every_generator
 @pytest.mark.parametrize("training", [True, False])
 def test_what_a_hole_hides_does_not_change_a_generators_output(kind: type, training: bool):
-    network = small(kind).train(training)
+    game = InpaintingGAN(small(kind).train(training), models.PatchDiscriminatorConfig().build(), ObjectiveConfig())
     image, mask = a_batch()
+    found = game.complete(Batch(image, mask)).prediction
     other = torch.where(mask > 0.5, torch.rand_like(image), image)
-    assert torch.equal(network(masked(image, mask), mask), network(masked(other, mask), mask))
+    assert torch.equal(found, game.complete(Batch(other, mask)).prediction)
     seen = torch.where(mask > 0.5, image, torch.rand_like(image))
-    assert not torch.equal(network(masked(image, mask), mask), network(masked(seen, mask), mask))
+    assert not torch.equal(found, game.complete(Batch(seen, mask)).prediction)
 
 
 @every_generator
@@ -154,9 +157,24 @@ def test_a_discriminator_gives_a_map_of_scores_and_the_features_of_every_layer_b
     assert judgement.scores.shape[:2] == (2, 1) and judgement.scores.shape[-1] > 1
     assert len(judgement.features) >= 3
     assert all(features.shape[0] == 2 and features.requires_grad for features in judgement.features)
-    assert kind(channels=(4, 8, 8)).sigmoid == bool(judgement.scores.min() >= 0 and "sigmoid" in repr(kind)) or kind(
-        channels=(4, 8, 8)
-    ).sigmoid in (True, False)
+
+
+SQUASHED_AND_RAW = (
+    models.PatchDiscriminatorConfig(channels=(4, 8, 8), sigmoid=True),
+    models.PatchDiscriminatorConfig(channels=(4, 8, 8), sigmoid=False),
+    models.FeatureDiscriminatorConfig(channels=(4, 8, 8)),
+)
+assert {type(config) for config in SQUASHED_AND_RAW} == set(DISCRIMINATORS)
+
+
+@pytest.mark.parametrize("config", SQUASHED_AND_RAW, ids=repr)
+def test_scores_lie_between_0_and_1_where_the_config_says_so_and_only_there(config: models.DiscriminatorConfig):
+    torch.manual_seed(0)
+    network = config.build()
+    for parameter in network.parameters():  # scores that are all near 0 would tell nothing
+        nn.init.normal_(parameter, std=0.5)
+    scores = network(torch.randn(2, 3, 32, 32)).scores
+    assert bool((scores.min() >= 0) & (scores.max() <= 1)) == config.sigmoid
 
 
 @pytest.mark.parametrize(
