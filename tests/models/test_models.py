@@ -97,7 +97,8 @@ def test_the_seed_is_made_of_the_layers_it_was_given_with():
 
 
 @pytest.mark.parametrize(
-    ("name", "generator", "discriminator"), [("seed", 13_904_195, 692_449), ("unet", 4_182_943, 692_449)]
+    ("name", "generator", "discriminator"),
+    [("seed", 13_904_195, 692_449), ("unet", 4_182_943, 692_449), ("mend", 958_899, 692_449)],
 )
 def test_parameter_counts_are_those_of_the_documentation(name: str, generator: int, discriminator: int):
     built = (RECIPES[name].generator.build(), RECIPES[name].discriminator.build())
