@@ -389,10 +389,11 @@ def test_optimisers_and_average_are_a_handful_of_fused_operations():
     assert sum("_foreach_lerp_" in name for name in names) == 1
 
 
-def a_trainer_in_fp16() -> Trainer:
+def a_trainer_in_fp16(**objective: float) -> Trainer:
     networks = (UNetConfig(channels=(4, 8)).build(), PatchDiscriminatorConfig(channels=(4, 8)).build())
     launch = Launch(torch.device("cpu"), rank=0, world=1, precision="fp16", threads=1)
-    trainer = Trainer(TrainerConfig(), *networks, RECIPES["unet"].objective, launch, total_steps=9)
+    asked = replace(RECIPES["unet"].objective, **objective)
+    trainer = Trainer(TrainerConfig(), *networks, asked, launch, total_steps=9)
     trainer.step(a_batch())  # scales are made at the first step
     return trainer
 
@@ -417,3 +418,14 @@ def test_gradients_that_overflow_fp16_at_any_scale_end_the_run():
     trainer.optimizer_d.param_groups[0]["params"][0].register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NotFinite, match="overflow fp16 at any scale"):
         trainer.step(a_batch(number=1))
+
+
+def test_a_pull_too_small_for_fp16_is_told_all_the_same():
+    trainer, batch = a_trainer_in_fp16(adversarial_weight=1e-6), a_batch(number=1)
+    exact = a_trainer_in_fp16(adversarial_weight=1e-6)
+    exact.launch = ALONE
+    for name, network in (("generator", exact.generator), ("discriminator", exact.discriminator)):
+        network.load_state_dict(getattr(trainer, name).state_dict())
+    found, expected = (t.step(batch, measure=True) for t in (trainer, exact))
+    for name in ("grad/reconstruction", "grad/adversarial"):
+        assert float(found[name]) == pytest.approx(float(expected[name]), rel=0.05)
