@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,15 @@ def test_another_run_in_the_folder_is_refused_with_the_differing_keys_and_replac
         assert words in str(refused.value)
     run_train("--max-steps", "1", "--seed", "1", "--overwrite")
     assert [row["step"] for row in history(run)] == [1]
+
+
+def test_a_run_goes_on_where_the_weights_of_vgg16_lie_elsewhere(run_train: Runner, vgg16: Path, tmp_path: Path):
+    flags = ("--objective.perceptual-weight", "0.1", "--objective.perceptual.layers", "relu1_2")
+    run_train("--max-steps", "1", *flags, "--objective.perceptual.weights", str(vgg16))
+    moved = tmp_path / "elsewhere.pth"
+    shutil.copy(vgg16, moved)
+    run = run_train("--max-steps", "2", *flags, "--objective.perceptual.weights", str(moved))
+    assert [row["step"] for row in history(run)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["precious.txt", "config.json"])
