@@ -26,12 +26,12 @@ RESUMABLE = frozenset(
         "recipe", "epochs", "max_steps", "output_dir", "checkpoint_every", "keep_checkpoints", "eval_every", "best_by",
         "overwrite", "dry_run", "data.batch_size", "data.workers", "data.val_shards", "data.shards",
         "data.global_batch_size", "launch.cpu", "launch.threads", "launch.mixed_precision",
-        "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm",
+        "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm", "objective.perceptual.weights",
         "tracking.report_every", "tracking.sample_every", "tracking.report_to", "tracking.run_name",
     }
 )  # fmt: skip
 """What may change when a run is resumed. The data themselves and the images of a step over all processes are compared
-as what they come to (fingerprint, number), not by these flags."""
+as what they come to (fingerprint, number), not by these flags; the file of VGG16's weights may lie elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class TrainConfig:
     seed: int = 0
     """Of weights, order, masks drawn and mirroring."""
     checkpoint_every: int | None = None
-    """Steps between two checkpoints; None: a tenth of the run, at most 1000. The last step always has one."""
+    """Steps between two checkpoints; None: a tenth of the run, at most 1000. The last step has one too, and each that
+    is the best so far."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept, beside the best."""
     eval_every: int | None = None

@@ -3,6 +3,7 @@
 Standard library alone.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,32 @@ PART = ".part"
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which containers and schedulers make fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, which containers and schedulers make fewer than the machine has: at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *map(math.ceil, _quotas())]))
+
+
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux shows its control groups, and which of them a process is in."""
+
+
+def _quotas() -> list[float]:
+    """Cores' worth of time that each control group around this process may take, of those that have a limit."""
+    found: list[float] = []
+    with suppress(OSError, ValueError):  # no Linux, or hidden from us
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            root = GROUPS / "cpu" if controllers else GROUPS  # version 1 has a tree for each controller
+            inside = Path(path.lstrip("/"))
+            for folder in (root / inside, *(root / parent for parent in inside.parents)):
+                with suppress(OSError, ValueError):
+                    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+                    quota, period = " ".join((folder / name).read_text() for name in names).split()
+                    if int(quota) > 0:  # else -1, or "max", which is no number
+                        found.append(int(quota) / int(period))
+    return found
 
 
 def cores_a_process() -> int:

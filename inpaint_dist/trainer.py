@@ -218,9 +218,10 @@ class Trainer:
         for name, term in losses.terms.items():
             yield f"g/{name}", term.detach()
         for name, term in losses.weighted.items() if measure else ():
-            pull = torch.autograd.grad(term, completion.prediction, retain_graph=True)[0]
+            scaled, scale = self._scaler_g.scale(term), self._scaler_g.scale(torch.ones_like(term))  # else 0 in fp16
+            pull = torch.autograd.grad(scaled, completion.prediction, retain_graph=True)[0]
             # The mean over images of one image's own pull: the same on any number of ranks and parts.
-            wide = pull.flatten(1).to(torch.promote_types(pull.dtype, torch.float32))
+            wide = pull.flatten(1).to(torch.promote_types(pull.dtype, torch.float32)) / scale
             yield f"grad/{name}", len(pull) * torch.linalg.vector_norm(wide, dim=1).mean()
 
     def _update(

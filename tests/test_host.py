@@ -12,6 +12,43 @@ from inpaint_dist import host
 from inpaint_dist.host import alone_in, cores_a_process, usable_cores, written_whole
 
 
+@pytest.fixture(autouse=True)
+def groups(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Control groups of the test's own: none, until it writes some."""
+    folder = tmp_path_factory.mktemp("groups")
+    monkeypatch.setattr(host, "GROUPS", folder)
+    monkeypatch.setattr(host, "OWN_GROUPS", folder / "own")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "400000 100000\n"}, 4),
+        ("0::/\n", {"cpu.max": "9900000 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "\n"}, 8),
+        ("0::/a.slice/b.scope\n", {"a.slice/cpu.max": "300000 100000", "a.slice/b.scope/cpu.max": "max 100000"}, 3),
+        ("0::/outside/of/here\n", {"cpu.max": "300000 100000"}, 3),
+        ("5:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ("5:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, 8),
+        ("4:memory:/x\n", {"cpu/x/cpu.cfs_quota_us": "100000\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, 8),
+        ("damaged\n", {}, 8),
+    ],
+)
+def test_a_containers_share_of_time_limits_the_cores(
+    own: str, files: dict[str, str], cores: int, groups: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    (groups / "own").write_text(own)
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    assert usable_cores() == cores
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_cores_are_counted_that_this_process_may_use():
     allowed = os.sched_getaffinity(0)

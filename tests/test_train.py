@@ -3,21 +3,30 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from inpaint_dist import checkpoint, cli, evaluation, train
 from inpaint_dist import run as run_module
+from inpaint_dist.data.mask_sets import MaskSetConfig, make_masks
+from inpaint_dist.data.sharding import ShardingConfig, make_shards
+from inpaint_dist.data.sources import Sources
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.launch import Launch
+from inpaint_dist.models import FeatureDiscriminatorConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.trainer import NotFinite
 from inpaint_dist.weights import read_generator
@@ -127,6 +136,15 @@ def test_another_run_in_the_folder_is_refused_with_the_differing_keys_and_replac
         assert words in str(refused.value)
     run_train("--max-steps", "1", "--seed", "1", "--overwrite")
     assert [row["step"] for row in history(run)] == [1]
+
+
+def test_a_run_goes_on_where_the_weights_of_vgg16_lie_elsewhere(run_train: Runner, vgg16: Path, tmp_path: Path):
+    flags = ("--objective.perceptual-weight", "0.1", "--objective.perceptual.layers", "relu1_2")
+    run_train("--max-steps", "1", *flags, "--objective.perceptual.weights", str(vgg16))
+    moved = tmp_path / "elsewhere.pth"
+    shutil.copy(vgg16, moved)
+    run = run_train("--max-steps", "2", *flags, "--objective.perceptual.weights", str(moved))
+    assert [row["step"] for row in history(run)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["precious.txt", "config.json"])
@@ -329,6 +347,84 @@ def test_weights_after_a_fault_are_neither_evaluated_nor_drawn_nor_kept(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def kept(run: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("flags", "expected"), [((), [5, 6]), (("--keep-checkpoints", "3"), [4, 5, 6])])
+def test_the_newest_checkpoints_are_kept_as_many_as_asked_for(
+    flags: tuple[str, ...], expected: list[int], run_train: Runner
+):
+    assert kept(run_train("--max-steps", "6", "--checkpoint-every", "1", "--eval-every", "99", *flags)) == expected
+
+
+def test_the_best_checkpoint_is_kept_until_there_is_a_better_one(run_train: Runner, monkeypatch: pytest.MonkeyPatch):
+    scores = iter((10.0, 30.0, 20.0, 20.0, 40.0, 20.0, 20.0))
+    monkeypatch.setattr(run_module, "evaluate", lambda *_: {"psnr": next(scores)})
+    flags = ("--eval-every", "1", "--checkpoint-every", "1", "--keep-checkpoints", "1")
+    assert kept(run_train("--max-steps", "4", *flags)) == [2, 4]
+    assert kept(run_train("--max-steps", "7", *flags)) == [5, 7]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["folder", "stream"])
+def test_validation_shards_of_their_own_are_what_is_scored(
+    streamed: bool, shards: Path, tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(photos / f"own_{number}.png"), np.full((32, 32, 3), 80 * number, np.uint8))
+    masks, own = tmp_path / "masks", tmp_path / "own"
+    make_masks(MaskSetConfig(out=masks, count=2, size=32, workers=1))
+    made = {"val": (str(photos),), "masks": (str(masks),), "size": 32, "workers": 1}
+    cv2.imwrite(str(tmp_path / "train.png"), np.zeros((32, 32, 3), np.uint8))
+    make_shards(ShardingConfig(photos=(str(tmp_path / "train.png"),), out=own, **made))
+    scored: list[str] = []
+
+    def note(complete, batches, launch):
+        scored.extend(key for batch in batches for key in batch.keys)
+        return {"psnr": 1.0}
+
+    monkeypatch.setattr(run_module, "evaluate", note)
+    read = [str(shards / "train-{000000..000002}.tar"), "--size", "32"] if streamed else [str(shards)]
+    place = ["--val-shards", str(own), "--output-dir", str(tmp_path / "run")]
+    train.main(["unet", "--shards", *read, *place, "--max-steps", "1", *tiny])
+    assert sorted(scored) == ["own_0", "own_1", "own_2"]
+    read = [*read[:1], "--size", "16"] if streamed else ["shards/sample"]
+    with pytest.raises(UsageError, match="--val-shards: 32 pixels a side, the training pictures have"):
+        train.main(["unet", "--shards", *read, *place, "--max-steps", "1", *tiny, "--overwrite"])
+
+
+def noted(networks: tuple[nn.Module, nn.Module], *, world: int, flags: Sequence[str] = ()) -> list[str]:
+    """The notes on what is about to run."""
+    config = train.parse(["unet", *flags])
+    launch = Launch(torch.device("cpu"), rank=0, world=world, precision="no", threads=1)
+    sources, trainer = object.__new__(Sources), object.__new__(train.Trainer)
+    vars(sources).update(loader=SimpleNamespace(global_batch=8), total_steps=9, notes=[])
+    vars(trainer).update(generator=networks[0], discriminator=networks[1])
+    return [line for line in train.describe(config, launch, sources, trainer) if line.startswith("note: ")]
+
+
+def test_where_batch_norm_sees_less_than_the_batch_it_is_said():
+    unet, plain, lama = UNetConfig(channels=(4, 8)).build(), nn.Conv2d(3, 3, 1), FeatureDiscriminatorConfig().build()
+    parts, apart = ("--gradient-accumulation-steps", "2"), ("--no-sync-batchnorm",)
+    penalty = ("--objective.r1-weight", "0.1")
+    each_part = "note: batch norm sees each part alone, so this is not the same as one larger batch"
+    each_rank = "note: batch norm sees each rank's images alone, so this differs from one process"
+    of_d = each_rank.replace("batch norm", "with R1 the discriminator's batch norm")
+    assert noted((unet, plain), world=1) == []
+    assert noted((unet, plain), world=1, flags=parts) == [each_part]
+    assert noted((plain, lama), world=1, flags=parts) == [each_part]
+    assert noted((plain, plain), world=2, flags=(*parts, *apart)) == []
+    assert noted((unet, plain), world=2) == []
+    assert noted((unet, plain), world=2, flags=apart) == [each_rank]
+    assert noted((unet, plain), world=2, flags=penalty) == []
+    assert noted((unet, lama), world=2) == []
+    assert noted((unet, lama), world=1, flags=penalty) == []
+    assert noted((unet, lama), world=2, flags=penalty) == [of_d]
+    assert noted((unet, lama), world=2, flags=(*penalty, *parts)) == [each_part, of_d]
+
+
 def test_a_score_that_is_not_finite_is_never_the_best(value: float, run_train: Runner, monkeypatch: pytest.MonkeyPatch):
     scores = iter([{"psnr": value}, {"psnr": 20.0}, {"psnr": value}])
     monkeypatch.setattr(run_module, "evaluate", lambda *_: next(scores))

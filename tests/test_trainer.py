@@ -207,17 +207,70 @@ def test_measuring_changes_no_weight_and_tells_each_terms_pull():
     assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(measured).values(), strict=True))
 
 
-def test_clipping_bounds_the_gradient_that_reaches_the_optimiser():
-    trainer = a_trainer(clip_grad=1e-3)
-    norms: list[float] = []
-    step = trainer.optimizer_d.step
-    trainer.optimizer_d.step = lambda: (  # type: ignore[method-assign]
-        norms.append(float(nn.utils.get_total_norm([p.grad for p in trainer.discriminator.parameters()]))),
-        step(),
+def pulls(**objective: float) -> dict[str, float]:
+    torch.manual_seed(0)
+    networks = (UNET.build(), PatchDiscriminatorConfig(channels=(4, 8)).build())
+    asked = replace(RECIPES["unet"].objective, **objective)
+    losses = Trainer(TrainerConfig(), *networks, asked, ALONE, total_steps=9).step(a_batch(), measure=True)
+    assert {name[5:] for name in losses if name.startswith("grad/")} == {n[2:] for n in losses if n[:2] == "g/"} - {
+        "loss"
+    }
+    return {name: float(value) for name, value in losses.items() if name.startswith("grad/")}
+
+
+def test_each_terms_pull_is_told_with_its_weight():
+    once = pulls(feature_matching_weight=0.5)
+    assert once.keys() == {"grad/reconstruction", "grad/adversarial", "grad/feature_matching"}
+    weights = RECIPES["unet"].objective
+    heavier = pulls(
+        reconstruction_weight=2 * weights.reconstruction_weight,
+        adversarial_weight=4 * weights.adversarial_weight,
+        feature_matching_weight=4.0,
     )
+    factors = {"grad/reconstruction": 2, "grad/adversarial": 4, "grad/feature_matching": 8}
+    assert heavier == {name: pytest.approx(factors[name] * value, rel=1e-5) for name, value in once.items()}
+
+
+def test_a_pull_is_the_mean_over_images_of_the_gradients_norm_at_each_ones_output():
+    trainer, batch = a_trainer(PlainGenerator), a_batch()
+    norms: list[torch.Tensor] = []
+    for one in batch.split(len(batch)):  # what the mean over a batch divides by its images, each alone has whole
+        completion = trainer.gan.complete(one)
+        term = trainer.gan.generator_loss(one, completion).weighted["reconstruction"]
+        norms.append(torch.autograd.grad(term, completion.prediction)[0].norm())
+    expected = torch.stack(norms).mean()
+    assert trainer.step(batch, measure=True)["grad/reconstruction"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "limited"),
+    [
+        ({"clip_grad": 1e-3}, {"g", "d"}),
+        ({"clip_grad_d": 1e-3}, {"d"}),
+        ({"clip_grad": 1e3, "clip_grad_d": 1e-3}, {"d"}),
+        ({"clip_grad": 1e-3, "clip_grad_d": 1e3}, {"g"}),
+    ],
+)
+def test_clipping_bounds_the_gradient_that_reaches_the_optimiser(settings: dict[str, float], limited: set[str]):
+    trainer = a_trainer(**settings)
+    norms: dict[str, float] = {}
+
+    def watch(name: str, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+        step = optimizer.step
+
+        def watched() -> None:
+            norms[name] = float(nn.utils.get_total_norm([p.grad for p in network.parameters()]))
+            step()
+
+        optimizer.step = watched  # type: ignore[method-assign]
+
+    watch("g", trainer.optimizer_g, trainer.generator)
+    watch("d", trainer.optimizer_d, trainer.discriminator)
     losses = trainer.step(a_batch())
-    assert norms[0] == pytest.approx(1e-3, rel=1e-3)
-    assert losses["norm/d"] > 1e-3
+    for name in ("g", "d"):
+        before = float(losses[f"norm/{name}"])
+        assert before > 2e-3
+        assert norms[name] == pytest.approx(1e-3 if name in limited else before, rel=1e-3)
 
 
 def test_each_network_may_have_a_limit_of_its_own():
@@ -337,10 +390,11 @@ def test_optimisers_and_average_are_a_handful_of_fused_operations():
     assert sum("_foreach_lerp_" in name for name in names) == 1
 
 
-def a_trainer_in_fp16() -> Trainer:
+def a_trainer_in_fp16(**objective: float) -> Trainer:
     networks = (UNetConfig(channels=(4, 8)).build(), PatchDiscriminatorConfig(channels=(4, 8)).build())
     launch = Launch(torch.device("cpu"), rank=0, world=1, precision="fp16", threads=1)
-    trainer = Trainer(TrainerConfig(), *networks, RECIPES["unet"].objective, launch, total_steps=9)
+    asked = replace(RECIPES["unet"].objective, **objective)
+    trainer = Trainer(TrainerConfig(), *networks, asked, launch, total_steps=9)
     trainer.step(a_batch())  # scales are made at the first step
     return trainer
 
@@ -365,3 +419,14 @@ def test_gradients_that_overflow_fp16_at_any_scale_end_the_run():
     trainer.optimizer_d.param_groups[0]["params"][0].register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NotFinite, match="overflow fp16 at any scale"):
         trainer.step(a_batch(number=1))
+
+
+def test_a_pull_too_small_for_fp16_is_told_all_the_same():
+    trainer, batch = a_trainer_in_fp16(adversarial_weight=1e-6), a_batch(number=1)
+    exact = a_trainer_in_fp16(adversarial_weight=1e-6)
+    exact.launch = ALONE
+    for name, network in (("generator", exact.generator), ("discriminator", exact.discriminator)):
+        network.load_state_dict(getattr(trainer, name).state_dict())
+    found, expected = (t.step(batch, measure=True) for t in (trainer, exact))
+    for name in ("grad/reconstruction", "grad/adversarial"):
+        assert float(found[name]) == pytest.approx(float(expected[name]), rel=0.05)

@@ -76,6 +76,9 @@ class ShardingReport:
 def make_shards(config: ShardingConfig) -> ShardingReport:
     """Make shards of photos and masks; the same command after a kill goes on where it stopped.
 
+    What is there already is known by the settings and by names and sizes in bytes of photos and masks, not by their
+    contents.
+
     Raises:
         UserError: nothing to make shards of, masks that look inverted, a folder with other shards, a full disk.
     """
@@ -280,7 +283,11 @@ def _old_report(folder: Path, seconds: float) -> ShardingReport:
         copied=0,
         enlarged=0,
         seconds=seconds,
-        notes=("these very shards were there already: nothing was done (tools/check_shards.py reads them back)",),
+        notes=(
+            "shards of photos and masks of these names and sizes were there already: nothing was done; a file that was "
+            "changed and kept both is not noticed: remove the folder, or name another --out",
+            "tools/check_shards.py reads the shards back",
+        ),
     )
 
 

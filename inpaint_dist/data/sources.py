@@ -72,8 +72,6 @@ def open_sources(
     )
     total = max_steps or steps_for(loader.samples, epochs, loader.global_batch)
     validation = ShardIndex.load(shards_folder(config.val_shards) if config.val_shards else folder, "val")
-    if len(validation) and validation.size != index.size:
-        raise UsageError(f"--val-shards: {validation.size} pixels a side, the training shards have {index.size}")
     notes = [
         f"data: {loader.samples:,} photos of {index.size}x{index.size} in {folder}, "
         f"{len(validation):,} for validation, masks {config.mask_source}"
@@ -81,7 +79,7 @@ def open_sources(
     if not len(validation):
         notes.append("no validation samples: nothing is evaluated, and pictures are drawn of training samples")
     fingerprint = f"{index.fingerprint}:{loader.samples}"
-    return Sources(loader, _validation(validation, place), total, fingerprint, index.size, notes)
+    return Sources(loader, _validation(validation, place, index.size), total, fingerprint, index.size, notes)
 
 
 def _streamed(config: DataConfig, place: Place, seed: int, max_steps: int | None, per_process: int) -> Sources:
@@ -104,11 +102,15 @@ def _streamed(config: DataConfig, place: Place, seed: int, max_steps: int | None
     )
     validation = ShardIndex.load(shards_folder(config.val_shards), "val") if config.val_shards else None
     fingerprint = " ".join(Path(shard).name for shard in shards)
-    return Sources(loader, _validation(validation, place), max_steps, fingerprint, size, [WEAKER])
+    return Sources(loader, _validation(validation, place, size), max_steps, fingerprint, size, [WEAKER])
 
 
-def _validation(index: ShardIndex | None, place: Place) -> ValidationSet | None:
-    return ValidationSet(index, place.device) if index is not None and len(index) else None
+def _validation(index: ShardIndex | None, place: Place, size: int) -> ValidationSet | None:
+    if index is None or not len(index):
+        return None
+    if index.size != size:
+        raise UsageError(f"--val-shards: {index.size} pixels a side, the training pictures have {size}")
+    return ValidationSet(index, place.device)
 
 
 def shards_folder(shards: str | Path) -> Path:

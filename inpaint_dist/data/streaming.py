@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_uint8
 from inpaint_dist.chance import mix
+from inpaint_dist.data.headers import exif_orientation
 from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
-from inpaint_dist.data.photos import decode_mask, decode_photo, fit_mask, fit_photo
+from inpaint_dist.data.photos import decode_mask, decode_photo, fit_mask, fit_photo, upright
 from inpaint_dist.errors import UserError
 
 WEAKER = (
@@ -113,14 +114,19 @@ class _Stream(IterableDataset[_Sample | str]):
         if photo is None:
             members = ", ".join(str(name) for name in sample if not str(name).startswith("__"))
             raise UserError(f"{url}: sample {key} has no photo among its members ({members})")
-        pixels = fit_photo(decode_photo(photo, f"{url}: {key}"), self.size)
+        image = decode_photo(photo, f"{url}: {key}")
+        pixels = fit_photo(image, self.size)
         if self.mask_source in FAMILIES:
             rng = mask_rng(self.mask_source, self.seed, epoch, key)
             return pixels, draw_mask(self.mask_source, self.size, self.size, rng), key
         stored = next((sample[name] for name in sample if str(name).endswith("mask.png")), None)
         if stored is None:
             raise UserError(f"{url}: sample {key} has no mask.png; use --mask-source with a family")
-        return pixels, fit_mask(decode_mask(stored, f"{url}: {key}"), self.size), key
+        mask = decode_mask(stored, f"{url}: {key}")
+        turned = upright(mask, exif_orientation(photo))
+        if turned.shape == image.shape[:2]:  # else it was drawn on the upright photo, or for none in particular
+            mask = turned
+        return pixels, fit_mask(mask, self.size), key
 
 
 def _opened(shards: list[str]) -> Iterator[dict[str, Any]]:

@@ -324,7 +324,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(photos: Path
     make(photos, masks, tmp_path / "out")
     before = everything(tmp_path / "out")
     report = make(photos, masks, tmp_path / "out", workers=2)
-    assert any("these very shards were there already" in note for note in report.notes)
+    assert any("of these names and sizes were there already: nothing was done" in note for note in report.notes)
     with pytest.raises(UserError, match=r"shards of other settings \(quality 95, now 90\): name another folder"):
         make(photos, masks, tmp_path / "out", quality=90)
     put(photos, {"new.jpg": jpeg()})

@@ -1,3 +1,4 @@
+import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from PIL import Image
 
 from inpaint_dist import train
 from inpaint_dist.data.loader import DataConfig
+from inpaint_dist.data.photos import fit_mask, upright
 from inpaint_dist.data.sources import Place, Sources, open_sources
 from inpaint_dist.data.streaming import StreamingLoader, find_shards, is_stream
 from inpaint_dist.errors import UserError
@@ -92,6 +95,31 @@ def test_photos_and_masks_arrive_by_the_conventions(tmp_path: Path):
         assert torch.allclose(image, torch.tensor(int(key[-3:]) / 127.5 - 1.0))
         assert mask[0, 5, 3] == 1
         assert mask.sum() == 8 * 7
+
+
+def a_mask_of(tmp_path: Path, orientation: int, mask: np.ndarray) -> np.ndarray:
+    """What arrives of a mask beside a JPEG that is stored 20 high and 30 wide, with that EXIF orientation."""
+    photo, exif = io.BytesIO(), Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(photo, "JPEG", exif=exif)
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        writer.write({"__key__": "a", "jpg": photo.getvalue(), "mask.png": png(mask)})
+    return next(a_loader(str(tmp_path / "a.tar")).batches(0, 1)).mask[0, 0].numpy() * 255
+
+
+DRAWN = np.zeros((20, 30), np.uint8)
+DRAWN[2:8, 4:18] = 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_turns_with_the_photo_as_stored(orientation: int, tmp_path: Path):
+    expected = fit_mask(upright(DRAWN, orientation), SIZE)
+    assert np.array_equal(a_mask_of(tmp_path, orientation, DRAWN), expected)
+
+
+@pytest.mark.parametrize("mask", [DRAWN.T.copy(), DRAWN[:, :20]], ids=["on the upright photo", "for no photo"])
+def test_a_mask_that_was_not_drawn_on_the_photo_as_stored_stays_as_it_is(mask: np.ndarray, tmp_path: Path):
+    assert np.array_equal(a_mask_of(tmp_path, 6, mask), fit_mask(mask, SIZE))
 
 
 def test_masks_of_a_family_need_none_in_the_shards(tmp_path: Path):
