@@ -269,7 +269,7 @@ def write(config: QualityConfig, figures: dict[str, Any], context: dict[str, Any
     """Write the report to its place, or beside it where --out says so."""
     if config.out is None:
         return report.write_report("quality", figures, **context)
-    made_by = {"machine": report.machine(), "versions": report.versions(), "commit": report.commit()}
+    made_by = {"machine": report.machine(), "versions": report.versions(report.PACKAGES), "commit": report.commit()}
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text(json.dumps({"name": "quality", "figures": figures, "context": context, **made_by}, indent=2))
     return config.out

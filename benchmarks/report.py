@@ -14,17 +14,15 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from inpaint_dist.host import usable_cores, written_whole
+from inpaint_dist.host import usable_cores, versions, written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ABSOLUTE_PATH = re.compile(r"(^|[\s=:'\"])[/~]\w*/")
 
-# By the names of the registry, whose metadata is read: nothing is imported, so that a broken torch cannot fail here.
 PACKAGES = (
     "torch",
     "accelerate",
@@ -75,7 +73,7 @@ def write_report(name: str, figures: Mapping[str, Any], **context: Any) -> Path:
         "figures": figures,
         "context": context,
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
@@ -92,17 +90,6 @@ def write_report(name: str, figures: Mapping[str, Any], **context: Any) -> Path:
 def machine() -> dict[str, Any]:
     """CPU model, cores that this process may use, GPU name or null."""
     return {"cpu": _cpu_model(), "cores": usable_cores(), "gpu": _gpu_name()}
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def commit() -> str | None:

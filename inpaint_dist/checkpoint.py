@@ -8,7 +8,6 @@ newest that verifies.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from inpaint_dist.errors import UserError
+from inpaint_dist.host import sync_to_disk
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -59,11 +59,11 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         manifest = {"format": FORMAT, "step": step, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync_to_disk(path)
         if final.exists():  # a step saved before, and done again after a return to an earlier checkpoint
             final.rename(root / f"{_TEMPORARY}replaced-{final.name}")
         temporary.rename(final)
-        _sync(root)
+        sync_to_disk(root)
         _sweep(root)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -157,11 +157,3 @@ def _sweep(root: Path) -> None:
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

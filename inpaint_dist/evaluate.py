@@ -5,11 +5,9 @@ Under `accelerate launch` the photos are shared among the processes, each scored
 
 import hashlib
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from inpaint_dist.batch import composite, masked
 from inpaint_dist.data.pairs import Completions, Pairing, Pairs, PhotoSet, ValSplit
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.evaluation import METRICS, eight_bits
-from inpaint_dist.host import written_whole
+from inpaint_dist.host import versions, written_whole
 from inpaint_dist.inpainter import Inpainter, WeightsName, weights_file
 from inpaint_dist.launch import Launch, LaunchConfig, open_launch
 from inpaint_dist.metrics.learned import FEATURES, LPIPS_WEIGHTS
@@ -189,7 +187,7 @@ def _context(config: EvaluateConfig, pairs: PhotoSet | ValSplit, launch: Launch)
     told["size"] = own if pairs.size is None else pairs.size
     told["resize"] = "none" if pairs.size is None else "short side by averages over areas, centre crop; masks nearest"
     told["metric weights, sha256"] = _metric_weights(config.chosen)
-    told["versions"] = {"python": platform.python_version(), **{name: v for name in PACKAGES if (v := _version(name))}}
+    told["versions"] = versions(PACKAGES)
     return told
 
 
@@ -202,13 +200,6 @@ def _metric_weights(metrics: Sequence[str]) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _write(config: EvaluateConfig, report: dict[str, Any]) -> None:

@@ -1,13 +1,15 @@
-"""The machine under a process: its cores, files that are whole or not there, folders that one process writes to.
+"""The machine under a process: its cores and packages, files that are whole or not there, folders of one writer.
 
 Standard library alone.
 """
 
 import math
 import os
+import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 
 PART = ".part"
@@ -48,6 +50,18 @@ def cores_a_process() -> int:
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Python's version and those of the packages that are installed.
+
+    By the names of the registry, whose metadata is read: nothing is imported, so that none that is broken fails here.
+    """
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 @contextmanager
 def written_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Give a name beside `path` to write to; the file gets its own when the block ends well, and goes when it raises.
@@ -60,7 +74,7 @@ def written_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
     try:
         yield part
         if sync:
-            _sync(part)
+            sync_to_disk(part)
         part.replace(path)
     except BaseException:
         with suppress(OSError):  # what is raised already says more
@@ -68,7 +82,7 @@ def written_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
         raise
     if sync:
         with suppress(OSError):  # not every file system lets a folder be synced
-            _sync(path.parent)
+            sync_to_disk(path.parent)
 
 
 @contextmanager
@@ -113,7 +127,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,14 +1,12 @@
 """The run folder: whether a run may start, go on or is done; what it keeps. Written by rank 0 alone."""
 
 import json
-import platform
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +14,7 @@ from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
 from inpaint_dist.config import SECTIONS, TrainConfig, to_json
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.host import alone_in, written_whole
+from inpaint_dist.host import alone_in, versions, written_whole
 from inpaint_dist.launch import Launch
 from inpaint_dist.weights import BEST, CARD, GENERATOR
 
@@ -168,8 +166,7 @@ def _clear(folder: Path) -> None:
 def environment(launch: Launch) -> dict[str, Any]:
     """Versions, processes and device of the run; nothing of the user's environment."""
     return {
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "versions": versions(_PACKAGES),
         "processes": launch.world,
         "device": launch.device.type,
         "precision": launch.precision,
@@ -188,13 +185,6 @@ def read_checkpoint(start: Start) -> Checkpoint | None:
     if not start.checkpoint.is_dir():
         raise UserError(f"{start.checkpoint}: not on this machine; several nodes need --output-dir on a shared disk")
     return checkpoint.load(start.checkpoint)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _write(path: Path, plain: object) -> None:

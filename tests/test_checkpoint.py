@@ -29,7 +29,7 @@ class Killed(BaseException):
     """A kill -9: no handler of ours may see it as an error to clean up after."""
 
 
-WRITERS = ("mkdir", "save_file", "write_text", "_sync", "rename", "rmtree")
+WRITERS = ("mkdir", "save_file", "write_text", "sync_to_disk", "rename", "rmtree")
 
 
 def killed_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -53,7 +53,7 @@ def killed_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
             for name in ("mkdir", "write_text", "rename"):
                 patch.setattr(Path, name, guard(getattr(Path, name)))
             patch.setattr(checkpoint, "save_file", guard(checkpoint.save_file))
-            patch.setattr(checkpoint, "_sync", guard(checkpoint._sync))
+            patch.setattr(checkpoint, "sync_to_disk", guard(checkpoint.sync_to_disk))
             patch.setattr(checkpoint.shutil, "rmtree", guard(shutil.rmtree))
             try:
                 save(root, 2)

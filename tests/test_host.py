@@ -1,15 +1,17 @@
 """What every room asks of the machine: cores, and files that are whole or not there."""
 
 import os
+import platform
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 from inpaint_dist import host
-from inpaint_dist.host import alone_in, cores_a_process, usable_cores, written_whole
+from inpaint_dist.host import alone_in, cores_a_process, usable_cores, versions, written_whole
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +77,11 @@ def test_processes_of_one_machine_share_its_cores(processes: str | None, share: 
     if processes is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert cores_a_process() == share
+
+
+def test_versions_are_told_of_the_packages_that_are_installed():
+    found = versions(("numpy", "no-such-package-of-anybody"))
+    assert found == {"python": platform.python_version(), "numpy": numpy.__version__}
 
 
 def test_a_file_has_its_name_when_it_is_whole_and_not_before(tmp_path: Path):

@@ -6,6 +6,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from inpaint_dist.duration import duration
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -33,7 +35,7 @@ class Progress:
     def line(self) -> str:
         """`shards 1200/35000 3.4% | 412 photos/s | eta 1m24s`."""
         rate = (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
-        left = f"{_duration((self.total - self.done) / rate)}" if rate > 0 else "?"
+        left = duration((self.total - self.done) / rate) if rate > 0 else "?"
         share = 100 * self.done / max(self.total, 1)
         return f"{self.label} {self.done}/{self.total} {share:.1f}% | {rate:.0f} {self.unit}s/s | eta {left}"
 
@@ -45,9 +47,3 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

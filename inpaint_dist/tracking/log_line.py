@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from inpaint_dist.duration import duration
+
 SHORT = {"adversarial": "adv", "reconstruction": "rec", "perceptual": "perc", "feature_matching": "fm"}
 """Terms that every reader knows, in the order in which they are printed; others follow under their own names."""
 
@@ -35,19 +37,6 @@ def log_line(step: int, total_steps: int, values: Mapping[str, float | int]) -> 
         f"eta {duration(values['eta_seconds'])}" if "eta_seconds" in values else "",
     ]
     return " | ".join(part for part in parts if part)
-
-
-def duration(seconds: float | int) -> str:
-    """A time in its two largest units: 45s, 3m20s, 1h24m, 2d03h."""
-    if not math.isfinite(seconds):
-        return "?"
-    whole = max(0, round(seconds))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days}d{hours % 24:02d}h"
-    if hours:
-        return f"{hours}h{minutes % 60:02d}m"
-    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
 
 
 def _loss(letter: str, prefix: str, values: Mapping[str, float | int]) -> str:

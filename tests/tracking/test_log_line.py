@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from inpaint_dist.tracking.log_line import duration, log_line
+from inpaint_dist.tracking.log_line import log_line
 
 EVERYTHING = {
     "g/loss": 0.4123,
@@ -52,11 +52,3 @@ def test_the_line_of_a_full_report_is_the_documented_one():
 )
 def test_what_is_absent_is_left_out_and_what_is_there_is_said(values, line):
     assert log_line(5, 10, values) == line
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (44.6, "45s"), (59.7, "1m00s"), (200, "3m20s"), (5040, "1h24m"), (183600, "2d03h"), (math.inf, "?")],
-)
-def test_a_duration_is_told_in_its_two_largest_units(seconds, text):
-    assert duration(seconds) == text
