@@ -19,6 +19,7 @@ def objective(discriminator: DiscriminatorConfig = MEND.discriminator, **changes
 
 VARIANTS: dict[str, TrainConfig] = {
     "mend/unet": replace(MEND, generator=UNetConfig(channels=(32, 64, 128, 256, 256))),
+    "mend/push-pull": replace(MEND, generator=replace(MEND.generator, base="push-pull")),
     "mend/no-noise": replace(MEND, generator=replace(MEND.generator, noise=0)),
     "mend/transposed": replace(MEND, generator=replace(MEND.generator, upsampling="transposed")),
     "mend/whole-picture": objective(perceptual=PerceptualConfig()),

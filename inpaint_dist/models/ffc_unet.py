@@ -1,4 +1,4 @@
-"""A slim U-Net on a push-pull fill, whose deepest level sees the whole picture through its spectrum."""
+"""A slim U-Net on an unlearned fill, whose deepest level sees the whole picture through its spectrum."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +12,13 @@ from inpaint_dist.chance import uniform
 from inpaint_dist.errors import UsageError
 from inpaint_dist.models.blocks import down, resize_up, up
 from inpaint_dist.models.fourier import FFCBlock
+from inpaint_dist.models.nearest_fill import nearest_fill
 from inpaint_dist.models.push_pull import push_pull
 
 
 @dataclass(frozen=True, kw_only=True)
 class FFCUNetConfig:
-    """U-Net on a push-pull base, with fast Fourier convolutions at its deepest level."""
+    """U-Net on an unlearned base, with fast Fourier convolutions at its deepest level."""
 
     channels: tuple[int, ...] = (32, 64, 128)
     """Channels after each halving of the picture; three halvings bring the blocks to 1/8 of its size."""
@@ -25,6 +26,8 @@ class FFCUNetConfig:
     """Residual blocks at the deepest level, of two fast Fourier convolutions each."""
     global_share: float = 0.75
     """Share of the blocks' channels that go through the spectrum of the whole picture."""
+    base: Literal["mixed", "push-pull"] = "mixed"
+    """The fill that the network starts from: the mean of push-pull and of the nearest known pixels, or push-pull alone."""
     noise: int = 2
     """Channels of noise, the same in every picture, that the network may make texture of: a fill is smooth, and so is
     what bilinear doubling makes of it. 0: none."""
@@ -63,10 +66,10 @@ _TILE = 256
 
 
 class FFCUNet(nn.Module):
-    """Push-pull fill + mask → residual, added to the fill.
+    """Unlearned fill + mask → residual, added to the fill.
 
     What it is made of: the encoder's and, if asked for, the decoder's layers are the seed's; the blocks are LaMa's; the
-    base and the last layer, which starts at zero so that an untrained network gives the push-pull fill, are `UNet`'s.
+    base and the last layer, which starts at zero so that an untrained network gives the fill, are `UNet`'s.
     The output may leave [-1, 1] by a little; `composite` clamps it.
     """
 
@@ -78,6 +81,7 @@ class FFCUNet(nn.Module):
         self.size_multiple = 2 ** (len(channels) + 1)  # reflection needs 2 pixels at the deepest level
         entry = 4 + config.noise
         self.register_buffer("noise", _noise(config.noise), persistent=False)
+        self._base = config.base
         self._split = (config.local_channels, config.global_channels)
         self.encoder = nn.ModuleList(
             down(a, b, norm=level > 0) for level, (a, b) in enumerate(pairwise((entry, *channels)))
@@ -97,7 +101,7 @@ class FFCUNet(nn.Module):
 
     def forward(self, masked: Image, mask: Mask) -> Image:
         """Predict (B, 3, H, W), about [-1, 1], from the masked photo (0 in the hole) and its mask (1 = hole)."""
-        base = push_pull(masked, mask)
+        base = self._fill(masked, mask)
         entry = torch.cat([base, mask, self._noise_in(mask)], dim=1)
         features: Tensor = entry
         skips: list[Tensor] = []
@@ -113,6 +117,11 @@ class FFCUNet(nn.Module):
             if skips:
                 features = torch.cat([features, skips.pop()], dim=1)
         return base + self.to_residual(self.texture(torch.cat([features, entry], dim=1))).to(base.dtype)
+
+    def _fill(self, masked: Image, mask: Mask) -> Image:
+        """The unlearned fill: (B, 3, H, W) in float32 or wider."""
+        smooth = push_pull(masked, mask)
+        return smooth if self._base == "push-pull" else (smooth + nearest_fill(masked, mask)) / 2.0
 
     def _noise_in(self, mask: Mask) -> Tensor:
         """The noise in the holes, 0 elsewhere: (B, noise, H, W). Pictures larger than it see it again and again."""

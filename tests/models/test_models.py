@@ -13,6 +13,7 @@ from inpaint_dist.gan import InpaintingGAN
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.models.blocks import has_batch_statistics
 from inpaint_dist.models.fourier import FourierUnit
+from inpaint_dist.models.nearest_fill import nearest_fill
 from inpaint_dist.models.push_pull import push_pull
 from inpaint_dist.recipes import RECIPES
 
@@ -182,8 +183,8 @@ def test_scores_lie_between_0_and_1_where_the_config_says_so_and_only_there(conf
     "config",
     [
         models.UNetConfig(channels=(8, 16)),
-        models.FFCUNetConfig(channels=(8, 16)),
-        models.FFCUNetConfig(channels=(8, 16), upsampling="transposed"),
+        models.FFCUNetConfig(channels=(8, 16), base="push-pull"),
+        models.FFCUNetConfig(channels=(8, 16), base="push-pull", upsampling="transposed"),
     ],
 )
 def test_an_untrained_network_on_a_base_is_its_push_pull_base(config: models.GeneratorConfig):
@@ -218,3 +219,33 @@ def test_push_pull_fills_between_the_extremes_of_what_is_known():
     known = masked(photo, mask)
     filled = push_pull(known, mask)
     assert filled.amin() >= known.amin() - 1e-6 and filled.amax() <= known.amax() + 1e-6
+
+
+def test_an_untrained_ffc_unet_is_the_mean_of_the_smooth_and_the_nearest_fill():
+    image, mask = a_batch()
+    hidden = masked(image, mask)
+    filled = models.FFCUNetConfig(channels=(8, 16)).build()(hidden, mask)
+    assert torch.equal(filled, (push_pull(hidden, mask) + nearest_fill(hidden, mask)) / 2)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 70), (1, 9)])
+def test_the_nearest_fill_gives_known_pixels_back_and_holes_the_colour_of_the_nearest(size: tuple[int, int]):
+    torch.manual_seed(0)
+    mask = (torch.nn.functional.avg_pool2d(torch.rand(1, 1, *size), 5, 1, 2) > 0.45).float()
+    mask[..., 0, 0], mask[..., -1, -1] = 0, 1
+    rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in size), indexing="ij")
+    places = torch.stack([rows, columns, rows * 0])[None] / 100  # colours that say where they come from
+    filled = nearest_fill(masked(places, mask), mask)
+    assert torch.equal(filled.masked_fill(mask > 0.5, 0), masked(places, mask))
+    source = (filled * 100)[0, :2].flatten(1).T
+    here = torch.stack([rows, columns]).flatten(1).T
+    known = here[mask.flatten() == 0]
+    found, least = (source - here).norm(dim=1), torch.cdist(here, known).amin(1)
+    assert (found <= least + 1).all() and (found <= least + 1e-3).float().mean() > 0.98
+
+
+def test_the_nearest_fill_of_nothing_known_is_mid_grey_and_never_looks_into_the_hole():
+    ones = torch.ones(1, 1, 8, 8)
+    assert torch.equal(nearest_fill(torch.zeros(1, 3, 8, 8), ones), torch.zeros(1, 3, 8, 8))
+    image, mask = a_batch(16)
+    assert torch.equal(nearest_fill(image, mask), nearest_fill(masked(image, mask), mask))
