@@ -1,6 +1,7 @@
 """The machine under a process: the cores it may use, and files that are whole or not there. Standard library alone."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,31 @@ def written_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
     if sync:
         with suppress(OSError):  # not every file system lets a folder be synced
             _sync(path.parent)
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder` to fill; it gets its name when the block ends well, and goes when it raises.
+
+    Args:
+        folder: the folder that is to be, which must not be there; its parent is.
+
+    Raises:
+        OSError: there is another one, such as a process killed while it wrote left behind, or it cannot be written.
+    """
+    part = folder.with_name(f"{folder.name}{PART}")
+    part.mkdir()
+    try:
+        yield part
+        for path in part.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # what is raised already says more
+        raise
+    with suppress(OSError):
+        _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:

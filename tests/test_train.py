@@ -235,7 +235,7 @@ def test_what_cannot_run_is_refused_by_name_before_anything_is_written(
 
 
 def test_an_evaluation_that_fails_is_a_warning_and_the_next_one_counts(run_train: Runner, monkeypatch):
-    real, calls = evaluation.score, []
+    real, calls = evaluation.score_result, []
 
     def once_too_large(*batch):
         calls.append(batch)
@@ -243,7 +243,7 @@ def test_an_evaluation_that_fails_is_a_warning_and_the_next_one_counts(run_train
             raise RuntimeError("out of memory")
         return real(*batch)
 
-    monkeypatch.setattr(evaluation, "score", once_too_large)
+    monkeypatch.setattr(evaluation, "score_result", once_too_large)
     run = run_train("--max-steps", "4", "--checkpoint-every", "2", "--eval-every", "2")
     assert "warning: the evaluation failed: out of memory; training goes on" in (run / "log.txt").read_text()
     assert [row["step"] for row in history(run) if "val/psnr" in row] == [4]
