@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from inpaint_dist import checkpoint, evaluation, train
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.metrics import learned
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.weights import read_generator
 
@@ -257,6 +258,68 @@ def test_the_best_weights_are_those_of_the_metric_asked_for(metric: str, best: C
     assert len(set(scored.values())) == 6
     _, _, about = read_generator(run / "generator-best.safetensors")
     assert int(about["step"]) == best(scored, key=scored.get)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the networks of learned metrics, and of FID's equation."""
+    monkeypatch.setattr(
+        evaluation, "LPIPS", lambda network, device: lambda a, b: (a - b).double().abs().mean((1, 2, 3))
+    )
+    monkeypatch.setattr(evaluation, "Inception", lambda device: lambda image: image.double().flatten(1)[:, :2048])
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda photos, made: float((photos - made).norm()))
+
+
+@pytest.mark.parametrize("metric", ["lpips_alex", "fid"])
+def test_learned_metrics_are_in_history_log_and_weights_and_may_decide_what_is_best(
+    metric: str, run_train: Runner, stand_ins: None
+):
+    chosen = ("--eval-metrics", "psnr", "lpips_alex", "fid", "kid", "--best-by", metric)
+    run = run_train("--max-steps", "6", "--eval-every", "1", "--lr", "0.02", *chosen)
+    scored = {row["step"]: row[f"val/{metric}"] for row in history(run)}
+    assert len(set(scored.values())) == 6
+    _, _, about = read_generator(run / "generator-best.safetensors")
+    assert int(about["step"]) == min(scored, key=scored.get)
+    assert list(json.loads(about["scores"])) == ["psnr", "lpips_alex", "fid", "kid"]
+    assert not any(name.startswith("val/ssim") for row in history(run) for name in row)
+    assert "lpips_alex" in (run / "log.txt").read_text() and "lpips_alex" in (run / "README.md").read_text()
+
+
+def test_a_set_that_fid_cannot_be_computed_of_is_a_warning(run_train: Runner, stand_ins: None, monkeypatch):
+    def singular(*_: object) -> float:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(evaluation, "frechet_distance", singular)
+    run = run_train("--max-steps", "2", "--eval-every", "1", "--eval-metrics", "psnr", "fid")
+    assert "warning: the evaluation failed: did not converge; training goes on" in (run / "log.txt").read_text()
+    assert history(run)[-1]["step"] == 2
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("lpips_vgg", "no network.*vgg16-397923af.pth"), ("kid", "weights-inception-2015-12-05"), ("fid", "eval")],
+)
+def test_a_learned_metric_without_its_weights_or_package_is_refused_before_the_first_step(
+    metric: str, words: str, flags: tuple[str, ...], run_train: Runner, tmp_path: Path, monkeypatch
+):
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    if words == "eval":
+        words = r"torch_fidelity is not installed: pip install 'inpaint-dist\[eval\]'"
+        monkeypatch.setattr(learned, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=words):
+        run_train("--max-steps", "1", "--eval-metrics", "psnr", metric, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_networks_of_metrics_that_nobody_asked_for_are_not_loaded(run_train: Runner, monkeypatch):
+    for name in ("LPIPS", "Inception"):
+        monkeypatch.setattr(evaluation, name, lambda *_: pytest.fail("loaded"))
+    run_train("--max-steps", "1")
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_until_the_last_one(run_train: Runner, monkeypatch):
