@@ -27,19 +27,17 @@ from benchmarks import report
 from benchmarks.quality import BASE, OPENCV, fill_by_opencv
 from benchmarks.variants import ROWS
 from inpaint_dist import cli
-from inpaint_dist.batch import Batch, composite, masked
 from inpaint_dist.config import TrainConfig
 from inpaint_dist.data.pairs import PhotoSet
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError
-from inpaint_dist.evaluation import Completer, eight_bits
+from inpaint_dist.evaluation import ALL_METRICS, Completer, Measured, Ruler, completions, measure, summarise
 from inpaint_dist.host import usable_cores, written_whole
 from inpaint_dist.inpainter import Inpainter
 from inpaint_dist.launch import Launch, LaunchConfig, open_launch
 from inpaint_dist.metrics.intervals import bootstrap_interval, buckets
 from inpaint_dist.models.push_pull import push_pull
 from inpaint_dist.run_folder import Start
-from inpaint_dist.scoring import ALL_METRICS, Measured, measure, summarise
 from inpaint_dist.train import build_trainer, open_data, train
 from inpaint_dist.trainer import count_parameters
 
@@ -197,15 +195,9 @@ def systems(race: RaceConfig, size: int, device: torch.device) -> dict[str, Comp
 def score(race: RaceConfig, pairs: PhotoSet, launch: Launch) -> dict[str, Measured]:
     """Score all of them on the same holes."""
     assert pairs.size is not None
-    scored: dict[str, Measured] = {}
-    for name, complete in systems(race, pairs.size, launch.device).items():
-
-        def fill(_: Sequence[int], batch: Batch, complete: Completer = complete) -> torch.Tensor:
-            prediction = complete(masked(batch.image, batch.mask), batch.mask)
-            return eight_bits(composite(prediction, batch.image, batch.mask))
-
-        scored[name] = measure(pairs, fill, race.metrics, launch)
-    return scored
+    ruler = Ruler(race.metrics, launch.device)
+    found = systems(race, pairs.size, launch.device)
+    return {name: measure(pairs, completions(complete, launch), ruler, launch) for name, complete in found.items()}
 
 
 def figures_of(race: RaceConfig, scored: dict[str, Measured]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from inpaint_dist import models
 from inpaint_dist.data.loader import DataConfig
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.evaluation import MetricName
+from inpaint_dist.evaluation import METRICS, MetricName
 from inpaint_dist.launch import LaunchConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.models import DiscriminatorConfig, GeneratorConfig, PatchDiscriminatorConfig, SeedAutoencoderConfig
@@ -23,9 +23,9 @@ SECTIONS = ("data", "trainer", "launch", "tracking")
 
 RESUMABLE = frozenset(
     {
-        "recipe", "epochs", "max_steps", "output_dir", "checkpoint_every", "keep_checkpoints", "eval_every", "best_by",
-        "overwrite", "dry_run", "data.batch_size", "data.workers", "data.val_shards", "data.shards",
-        "data.global_batch_size", "launch.cpu", "launch.threads", "launch.mixed_precision",
+        "recipe", "epochs", "max_steps", "output_dir", "checkpoint_every", "keep_checkpoints", "eval_every",
+        "eval_metrics", "best_by", "overwrite", "dry_run", "data.batch_size", "data.workers", "data.val_shards",
+        "data.shards", "data.global_batch_size", "launch.cpu", "launch.threads", "launch.mixed_precision",
         "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm", "objective.perceptual.weights",
         "tracking.report_every", "tracking.sample_every", "tracking.report_to", "tracking.run_name",
     }
@@ -55,8 +55,11 @@ class TrainConfig:
     """Newest checkpoints that are kept, beside the best."""
     eval_every: int | None = None
     """Steps between two evaluations on the validation set; None: a tenth of the run, at most 1000."""
+    eval_metrics: tuple[MetricName, ...] = METRICS
+    """What the validation set is scored by. lpips_alex, lpips_vgg, fid and kid need the extra `eval` and weights, which
+    are looked for before the first step."""
     best_by: MetricName = "psnr"
-    """Metric on the validation set whose best weights and checkpoint are kept."""
+    """Which of them decides what are the best weights and checkpoint, which are kept."""
     init_from: Path | None = None
     """A run folder, or a generator.safetensors, whose generator the run starts with."""
     overwrite: bool = False
@@ -87,6 +90,9 @@ class TrainConfig:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: give at least 1")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+        if self.best_by not in self.eval_metrics:
+            chosen = " ".join(self.eval_metrics) or "(none)"
+            raise UsageError(f"--best-by {self.best_by}: not among --eval-metrics {chosen}; name one of these")
 
         if self.discriminator.sigmoid and self.objective.adversarial.raw_scores:
             loss = type(self.objective.adversarial).__name__.removesuffix("Config")

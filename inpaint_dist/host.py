@@ -6,6 +6,7 @@ Standard library alone.
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -83,6 +84,31 @@ def written_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
     if sync:
         with suppress(OSError):  # not every file system lets a folder be synced
             sync_to_disk(path.parent)
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder` to fill; it gets its name when the block ends well, and goes when it raises.
+
+    Args:
+        folder: the folder that is to be, which must not be there; its parent is.
+
+    Raises:
+        OSError: there is another one, such as a process killed while it wrote left behind, or it cannot be written.
+    """
+    part = folder.with_name(f"{folder.name}{PART}")
+    part.mkdir()
+    try:
+        yield part
+        for path in part.rglob("*"):
+            if path.is_file():
+                sync_to_disk(path)
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # what is raised already says more
+        raise
+    with suppress(OSError):
+        sync_to_disk(folder.parent)
 
 
 @contextmanager

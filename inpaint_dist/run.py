@@ -12,7 +12,7 @@ from inpaint_dist.batch import Batch, check, composite, image_to_uint8, masked
 from inpaint_dist.config import TrainConfig, interval, to_json
 from inpaint_dist.data.sources import Sources
 from inpaint_dist.errors import UserError
-from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, evaluate
+from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, Ruler, evaluate
 from inpaint_dist.launch import Launch
 from inpaint_dist.run_folder import CHECKPOINTS, Start, read_checkpoint
 from inpaint_dist.tracking.meter import Meter
@@ -26,7 +26,10 @@ GRID_ROWS = 6
 class Run:
     """What happens around the steps."""
 
-    def __init__(self, config: TrainConfig, sources: Sources, trainer: Trainer, launch: Launch, start: Start) -> None:
+    def __init__(
+        self, config: TrainConfig, sources: Sources, trainer: Trainer, ruler: Ruler, launch: Launch, start: Start
+    ) -> None:
+        self.ruler = ruler
         self.config, self.sources, self.trainer, self.launch, self.start = config, sources, trainer, launch, start
         self.folder, self.total = config.run_folder, sources.total_steps
         self.scores: dict[str, float] = {}
@@ -129,9 +132,8 @@ class Run:
             return
         self.trainer.raise_on_fault()
         generator = self.trainer.averaged()
-        batches = self.sources.validation.batches(self.launch.rank, self.launch.world)
         try:
-            self.scores = evaluate(generator, batches, self.launch)
+            self.scores = evaluate(generator, self.sources.validation, self.ruler, self.launch)
         except EvaluationFailed as error:
             self.say(f"warning: {error}; training goes on")
             self.meter.skip()

@@ -13,6 +13,7 @@ from inpaint_dist.batch import check
 from inpaint_dist.config import SECTIONS, TrainConfig, interval, shaping
 from inpaint_dist.data.sources import Place, Sources, open_sources
 from inpaint_dist.errors import UsageError
+from inpaint_dist.evaluation import OVER_SETS, Ruler
 from inpaint_dist.launch import Launch, open_launch
 from inpaint_dist.models.blocks import has_batch_statistics
 from inpaint_dist.recipes import RECIPES
@@ -28,13 +29,14 @@ def train(config: TrainConfig) -> None:
         sources = open_data(config, launch)
         shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
         start = find_start(config, shape, launch, held)
+        ruler = open_ruler(config, launch, sources)
         trainer = build_trainer(config, launch, sources, start)
         notes = [*start.notes, *describe(config, launch, sources, trainer)]
         if config.dry_run or start.step >= sources.total_steps:
             say_and_leave(config, launch, start, sources, notes)
             return
         prepare(config, shape, start, launch, held)
-        with Run(config, sources, trainer, launch, start) as run:
+        with Run(config, sources, trainer, ruler, launch, start) as run:
             run.say(*notes)
             run.restore()
             for step, batch in run.batches():
@@ -60,6 +62,18 @@ def open_data(config: TrainConfig, launch: Launch) -> Sources:
         max_steps=config.max_steps,
         parts=config.trainer.gradient_accumulation_steps,
     )
+
+
+def open_ruler(config: TrainConfig, launch: Launch, sources: Sources) -> Ruler:
+    """Load what the validation set is scored by; where there is none, nothing.
+
+    Raises:
+        UserError: where a metric's package or weights are missing, or it needs more photos.
+    """
+    photos = len(sources.validation) if sources.validation is not None else 0
+    if photos == 1 and (over_sets := set(OVER_SETS) & set(config.eval_metrics)):
+        raise UsageError(f"--eval-metrics {' '.join(sorted(over_sets))}: needs 2 validation photos at least")
+    return Ruler(config.eval_metrics if photos else (), launch.device)
 
 
 def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: Start) -> Trainer:

@@ -37,6 +37,7 @@ def test_what_may_change_on_resume_does_not_shape_the_run_and_the_rest_does():
         RECIPES["seed"],
         epochs=99,
         checkpoint_every=3,
+        eval_metrics=("psnr", "lpips_alex"),
         data=dataclasses.replace(RECIPES["seed"].data, workers=7, batch_size=4),
         tracking=dataclasses.replace(RECIPES["seed"].tracking, report_every=1),
     )
@@ -71,6 +72,19 @@ def test_intervals_suit_short_and_long_runs(total: int, every: int):
 def test_counts_below_one_are_refused_by_their_flag(field: str):
     with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} 0"):
         TrainConfig(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"best_by": "fid"}, "--best-by fid: not among --eval-metrics psnr ssim"),
+        ({"eval_metrics": ("lpips_alex", "fid")}, "--best-by psnr: not among --eval-metrics lpips_alex fid; name one"),
+        ({"eval_metrics": ()}, r"--eval-metrics \(none\)"),
+    ],
+)
+def test_what_is_best_is_decided_by_a_metric_that_is_computed(settings: dict, fault: str):
+    with pytest.raises(UsageError, match=fault):
+        TrainConfig(**settings)
 
 
 def test_the_run_folder_is_named_after_the_recipe():

@@ -1,10 +1,13 @@
 """The ruler: what is scored, once each, on any number of ranks, said so that it can be done again."""
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -117,7 +120,7 @@ def test_what_does_not_fit_together_is_told(folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({}, "give RUN or --outputs"),
+        ({}, "give RUN or --outputs, or --make-pack"),
         ({"run": Path("r"), "outputs": Path("o")}, "give RUN or --outputs"),
         ({"run": Path("r")}, "give --photos and --masks, or --shards"),
         ({"run": Path("r"), "photos": Path("p")}, "give --photos and --masks, or --shards"),
@@ -125,6 +128,16 @@ def test_what_does_not_fit_together_is_told(folder: Path, capsys: pytest.Capture
         ({"run": Path("r"), "shards": Path("s"), "size": 3}, "shards have their own"),
         ({"run": Path("r"), "shards": Path("s"), "composite": True}, "--composite goes with --outputs"),
         ({"run": Path("r"), "shards": Path("s"), "limit": 0}, "--limit 0"),
+        ({"run": Path("r"), "pack": Path("k")}, "--pack goes with --photos"),
+        (
+            {"run": Path("r"), "pack": Path("k"), "photos": Path("p"), "masks": Path("m")},
+            "--masks: a pack is scored as",
+        ),
+        ({"run": Path("r"), "pack": Path("k"), "photos": Path("p"), "limit": 3}, "--limit: a pack is scored as it is"),
+        ({"make_pack": Path("k"), "photos": Path("p")}, "give --photos and --masks"),
+        ({"make_pack": Path("k"), "shards": Path("s")}, "--shards: --make-pack scores nothing"),
+        ({"make_pack": Path("k"), "run": Path("r")}, "RUN: --make-pack scores nothing"),
+        ({"make_pack": Path("k"), "metrics": ("fid",)}, "--metrics: --make-pack scores nothing"),
         ({"run": Path("r"), "shards": Path("s"), "metrics": ("psnr", "lpips")}, "--metrics lpips: choose of psnr"),
     ],
 )
@@ -145,16 +158,170 @@ def test_the_val_split_of_shards_is_scored_as_training_scores_it(run_train, shar
     assert report["context"]["split"] == "val" and len(report["context"]["fingerprint"]) > 8
 
 
-def test_two_ranks_score_as_one_process_does(folder: Path):
-    alone = run(folder, str(folder / "run"), "--size", "32")
+def on_two_ranks(words: list[str]) -> "subprocess.CompletedProcess[str]":
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--main_process_port", "0", "-m", "inpaint_dist.evaluate"]
-    words = [str(folder / "run"), *places(folder), "--size", "32", "--out", str(folder / "two.json")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *words], capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run([*launcher, *words], capture_output=True, text=True, check=False, env=environment)
+
+
+def test_two_ranks_score_as_one_process_does(folder: Path):
+    alone = run(folder, str(folder / "run"), "--size", "32")
+    done = on_two_ranks([str(folder / "run"), *places(folder), "--size", "32", "--out", str(folder / "two.json")])
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "two.json").read_text()) == alone
     assert done.stdout.count("hole ratio") == 1
+
+
+# -------------------------------------------------------------------------------------------- packs
+
+
+def freeze(folder: Path, *flags: str, name: str = "pack") -> Path:
+    assert cli.run(evaluate.main, [*places(folder), "--make-pack", str(folder / name), *flags]) == 0
+    return folder / name
+
+
+def packed(folder: Path, *words: str, pack: str = "pack") -> list[str]:
+    return [*words, "--pack", str(folder / pack), "--photos", str(folder / "photos"), "--threads", "1", "--cpu"]
+
+
+def test_a_pack_scores_as_what_it_was_made_of_and_two_runs_give_the_same_bytes(folder: Path):
+    before = run(folder, str(folder / "run"), "--size", "32", "--limit", "7")
+    pack = freeze(folder, "--size", "32", "--limit", "7")
+    shutil.rmtree(folder / "masks")
+    cv2.imwrite(str(folder / "photos" / "another.png"), np.zeros((40, 40, 3), np.uint8))
+    first, second = folder / "first.json", folder / "second.json"
+    for out in (first, second):
+        assert cli.run(evaluate.main, packed(folder, str(folder / "run"), "--out", str(out))) == 0
+    assert first.read_bytes() == second.read_bytes()
+    report = json.loads(first.read_text())
+    assert report["figures"] == before["figures"]
+    same = ("pixels of photos and masks, sha256", "pairing", "size", "resize", "weights, sha256", "versions")
+    assert [report["context"][name] for name in same] == [before["context"][name] for name in same]
+    assert report["context"]["pack, sha256"] == hashlib.sha256((pack / "pack.json").read_bytes()).hexdigest()
+    assert report["context"]["photos decoded unlike the pack"] == 0
+    assert str(folder) not in first.read_text()
+
+
+def test_two_ranks_score_a_pack_in_the_bytes_of_one_process(folder: Path):
+    freeze(folder, "--size", "32")
+    words = packed(folder, str(folder / "run"), "--out", str(folder / "alone.json"))
+    assert cli.run(evaluate.main, words) == 0
+    for name in ("two.json", "again.json"):
+        done = on_two_ranks(packed(folder, str(folder / "run"), "--out", str(folder / name)))
+        assert done.returncode == 0, done.stderr
+        assert (folder / name).read_bytes() == (folder / "alone.json").read_bytes()
+
+
+def contents(pack: Path) -> dict[str, bytes]:
+    return {path.relative_to(pack).as_posix(): path.read_bytes() for path in pack.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("flags", [("--size", "32"), ("--pairing", "name")])
+def test_a_pack_of_the_same_inputs_is_made_of_the_same_bytes_and_holds_no_photo(folder: Path, flags: tuple[str, ...]):
+    one, two = (contents(freeze(folder, *flags, name=name)) for name in ("one", "new/two"))
+    assert one == two
+    assert set(one) == {"pack.json", *(f"masks/p{number}.png" for number in range(9))}
+    about = json.loads(one["pack.json"])
+    assert [row["photo"] for row in about["photos"]] == [f"p{number}.png" for number in range(9)]
+    mask = cv2.imdecode(np.frombuffer(one["masks/p4.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == ((32, 32) if "--size" in flags else (44, 50)) and set(np.unique(mask)) == {0, 255}
+
+
+def test_pictures_of_another_system_are_scored_on_a_pack_at_each_photos_own_size(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    freeze(folder, "--pairing", "name")
+    outputs = ["--outputs", str(folder / "photos")]
+    assert cli.run(evaluate.main, packed(folder, *outputs, "--out", str(folder / "pack.json"))) == 0
+    plain, report = run(folder, *outputs), json.loads((folder / "pack.json").read_text())
+    assert report["figures"] == plain["figures"] and report["context"]["size"] == "each photo's own"
+    said = complain(capsys, *packed(folder, str(folder / "run")))
+    assert "p0 has 50x44 pixels" in said and "takes multiples of 4; --make-pack with a --size" in said
+
+
+def spoil_a_photo(folder: Path) -> str:
+    (folder / "photos" / "p3.png").write_bytes((folder / "photos" / "p4.png").read_bytes())
+    return "--photos: p3.png is not the file"
+
+
+def lose_photos(folder: Path) -> str:
+    for name in ("p3.png", "p5.png"):
+        (folder / "photos" / name).unlink()
+    return "p3.png, which"
+
+
+def spoil_a_mask(folder: Path) -> str:
+    mask = cv2.imread(str(folder / "pack/masks/p2.png"), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(folder / "pack/masks/p2.png"), np.roll(mask, 1))
+    return "pack/masks/p2.png was changed"
+
+
+def lose_a_mask(folder: Path) -> str:
+    (folder / "pack/masks/p2.png").unlink()
+    return "pack/masks/p2.png: cannot be read (No such file"
+
+
+def lose_the_list(folder: Path) -> str:
+    (folder / "pack/pack.json").unlink()
+    return "pack/pack.json: cannot be read (No such file"
+
+
+def spoil_the_list(folder: Path) -> str:
+    (folder / "pack/pack.json").write_text("[1, 2]")
+    return "pack/pack.json: not the list of a pack"
+
+
+def write_another_version(folder: Path) -> str:
+    about = json.loads((folder / "pack/pack.json").read_text())
+    (folder / "pack/pack.json").write_text(json.dumps(about | {"version": 2}))
+    return "made by another version"
+
+
+SPOILERS = (
+    spoil_a_photo, lose_photos, spoil_a_mask, lose_a_mask, lose_the_list, spoil_the_list, write_another_version,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda spoil: spoil.__name__)
+def test_what_is_not_as_the_pack_was_made_of_is_one_error_that_names_the_file(
+    folder: Path, spoil: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+):
+    freeze(folder, "--size", "32")
+    words = spoil(folder)
+    capsys.readouterr()
+    said = complain(capsys, *packed(folder, str(folder / "run"), "--out", str(folder / "out.json")))
+    assert words in said and said.count("\n") == 1
+    assert not (folder / "out.json").exists()
+
+
+def test_photos_that_decode_to_other_pixels_than_the_packs_are_counted_and_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    freeze(folder, "--size", "32")
+    about = json.loads((folder / "pack/pack.json").read_text())
+    about["photos"][4]["pixels sha256"] = "0" * 64
+    (folder / "pack/pack.json").write_text(json.dumps(about))
+    out = folder / "out.json"
+    assert cli.run(evaluate.main, packed(folder, str(folder / "run"), "--out", str(out))) == 0
+    assert "note: 1 photos, such as p4.png, are the pack's files but decode to other pixels" in capsys.readouterr().out
+    assert json.loads(out.read_text())["context"]["photos decoded unlike the pack"] == 1
+
+
+def test_a_pack_appears_whole_or_not_at_all_and_never_replaces_anything(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    (folder / "photos" / "p8.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    making = [*places(folder), "--size", "32", "--make-pack", str(folder / "pack")]
+    assert "p8.png" in complain(capsys, *making)
+    assert not [path.name for path in folder.iterdir() if "pack" in path.name]
+    (folder / "photos" / "p8.png").unlink()
+    shutil.copy(folder / "photos" / "p0.png", folder / "photos" / "p0.jpg")
+    assert "2 photos are named p0" in complain(capsys, *making)
+    (folder / "photos" / "p0.jpg").unlink()
+    before = contents(freeze(folder, "--size", "32"))
+    assert "is there already" in complain(capsys, *making)
+    assert contents(folder / "pack") == before
 
 
 # -------------------------------------------------------------------------------------------- learned metrics
@@ -185,6 +352,25 @@ def test_weights_that_are_nowhere_are_one_error_that_says_how_to_get_them(
     ):
         said = complain(capsys, *places(folder), str(folder / "run"), "--size", "32", "--metrics", metric)
         assert file in said and "TORCH_HOME" in said and "no network" in said
+
+
+def test_training_scores_by_learned_metrics_as_the_verb_does_and_trains_as_without_them(
+    run_train, shards: Path, tmp_path: Path, official: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(official / "hub"))
+    flags = ("--max-steps", "2", "--batch-size", "2", "--eval-every", "1")
+    plain = run_train(*flags, name="plain")
+    trained = run_train(*flags, "--eval-metrics", "psnr", "lpips_alex", "kid", "--best-by", "kid")
+    last = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()][-1]
+    assert {name for name in last if name.startswith("val/")} == {"val/psnr", "val/lpips_alex", "val/kid"}
+    out = tmp_path / "out.json"
+    words = [str(trained), "--shards", str(shards), "--threads", "1", "--cpu", "--out", str(out)]
+    assert cli.run(evaluate.main, [*words, "--metrics", "psnr", "lpips_alex", "kid"]) == 0
+    figures = json.loads(out.read_text())["figures"]["all"]
+    for name in ("psnr", "lpips_alex", "kid"):
+        assert figures[name]["mean"] == pytest.approx(last[f"val/{name}"], abs=1e-4)
+    weights = "checkpoints/step-0000002/generator.safetensors"
+    assert (trained / weights).read_bytes() == (plain / weights).read_bytes()
 
 
 def test_fid_and_kid_of_the_photos_themselves_are_nothing_and_few_photos_are_said(

@@ -4,10 +4,25 @@ import pytest
 import torch
 
 from inpaint_dist.batch import Batch
-from inpaint_dist.evaluation import EvaluationFailed, evaluate
+from inpaint_dist.evaluation import METRICS, EvaluationFailed, Ruler, evaluate
 from inpaint_dist.launch import Launch
 
 ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
+
+
+class OneBatch:
+    """A set of two photos."""
+
+    size = 16
+
+    def __init__(self) -> None:
+        self.whole = a_batch()
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def batch(self, numbers: list[int], device: torch.device) -> Batch:
+        return self.whole
 
 
 def a_batch() -> Batch:
@@ -24,8 +39,9 @@ def test_what_is_scored_never_saw_what_a_hole_hides():
         seen.append(masked.clone())
         return masked
 
-    batch = a_batch()
-    evaluate(complete, [batch], ALONE)
+    photos = OneBatch()
+    batch = photos.whole
+    evaluate(complete, photos, Ruler(METRICS, ALONE.device), ALONE)
     assert torch.equal(seen[0], torch.where(batch.mask > 0.5, 0.0, batch.image))
 
 
@@ -39,4 +55,4 @@ def test_a_prediction_that_is_not_finite_is_not_scored(value: float):
         return prediction
 
     with pytest.raises(EvaluationFailed, match="a prediction is not finite"):
-        evaluate(complete, [a_batch()], ALONE)
+        evaluate(complete, OneBatch(), Ruler(METRICS, ALONE.device), ALONE)

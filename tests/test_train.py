@@ -26,6 +26,7 @@ from inpaint_dist.data.sharding import ShardingConfig, make_shards
 from inpaint_dist.data.sources import Sources
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.launch import Launch
+from inpaint_dist.metrics import learned
 from inpaint_dist.models import FeatureDiscriminatorConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.trainer import NotFinite
@@ -297,7 +298,7 @@ def test_what_cannot_run_is_refused_by_name_before_anything_is_written(
 
 
 def test_an_evaluation_that_fails_is_a_warning_and_the_next_one_counts(run_train: Runner, monkeypatch):
-    real, calls = evaluation.score, []
+    real, calls = evaluation.score_result, []
 
     def once_too_large(*batch):
         calls.append(batch)
@@ -305,7 +306,7 @@ def test_an_evaluation_that_fails_is_a_warning_and_the_next_one_counts(run_train
             raise RuntimeError("out of memory")
         return real(*batch)
 
-    monkeypatch.setattr(evaluation, "score", once_too_large)
+    monkeypatch.setattr(evaluation, "score_result", once_too_large)
     run = run_train("--max-steps", "4", "--checkpoint-every", "2", "--eval-every", "2")
     assert "warning: the evaluation failed: out of memory; training goes on" in (run / "log.txt").read_text()
     assert [row["step"] for row in history(run) if "val/psnr" in row] == [4]
@@ -346,7 +347,6 @@ def test_weights_after_a_fault_are_neither_evaluated_nor_drawn_nor_kept(
     assert not any(name.startswith("val/") for row in history(run) for name in row)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def kept(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
 
@@ -381,8 +381,8 @@ def test_validation_shards_of_their_own_are_what_is_scored(
     make_shards(ShardingConfig(photos=(str(tmp_path / "train.png"),), out=own, **made))
     scored: list[str] = []
 
-    def note(complete, batches, launch):
-        scored.extend(key for batch in batches for key in batch.keys)
+    def note(complete, photos, ruler, launch):
+        scored.extend(photos.batch(list(range(len(photos))), launch.device).keys)
         return {"psnr": 1.0}
 
     monkeypatch.setattr(run_module, "evaluate", note)
@@ -425,6 +425,7 @@ def test_where_batch_norm_sees_less_than_the_batch_it_is_said():
     assert noted((unet, lama), world=2, flags=(*penalty, *parts)) == [each_part, of_d]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_score_that_is_not_finite_is_never_the_best(value: float, run_train: Runner, monkeypatch: pytest.MonkeyPatch):
     scores = iter([{"psnr": value}, {"psnr": 20.0}, {"psnr": value}])
     monkeypatch.setattr(run_module, "evaluate", lambda *_: next(scores))
@@ -480,6 +481,68 @@ def test_a_full_disk_under_the_weights_is_a_warning_until_the_last_step_and_one_
         assert "No space left on device" in (run / "log.txt").read_text()
         assert (run / "checkpoints/step-0000004").is_dir()
         assert (run / place).is_file()
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the networks of learned metrics, and of FID's equation."""
+    monkeypatch.setattr(
+        evaluation, "LPIPS", lambda network, device: lambda a, b: (a - b).double().abs().mean((1, 2, 3))
+    )
+    monkeypatch.setattr(evaluation, "Inception", lambda device: lambda image: image.double().flatten(1)[:, :2048])
+    monkeypatch.setattr(evaluation, "frechet_distance", lambda photos, made: float((photos - made).norm()))
+
+
+@pytest.mark.parametrize("metric", ["lpips_alex", "fid"])
+def test_learned_metrics_are_in_history_log_and_weights_and_may_decide_what_is_best(
+    metric: str, run_train: Runner, stand_ins: None
+):
+    chosen = ("--eval-metrics", "psnr", "lpips_alex", "fid", "kid", "--best-by", metric)
+    run = run_train("--max-steps", "6", "--eval-every", "1", "--lr", "0.02", *chosen)
+    scored = {row["step"]: row[f"val/{metric}"] for row in history(run)}
+    assert len(set(scored.values())) == 6
+    _, _, about = read_generator(run / "generator-best.safetensors")
+    assert int(about["step"]) == min(scored, key=scored.get)
+    assert list(json.loads(about["scores"])) == ["psnr", "lpips_alex", "fid", "kid"]
+    assert not any(name.startswith("val/ssim") for row in history(run) for name in row)
+    assert "lpips_alex" in (run / "log.txt").read_text() and "lpips_alex" in (run / "README.md").read_text()
+
+
+def test_a_set_that_fid_cannot_be_computed_of_is_a_warning(run_train: Runner, stand_ins: None, monkeypatch):
+    def singular(*_: object) -> float:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(evaluation, "frechet_distance", singular)
+    run = run_train("--max-steps", "2", "--eval-every", "1", "--eval-metrics", "psnr", "fid")
+    assert "warning: the evaluation failed: did not converge; training goes on" in (run / "log.txt").read_text()
+    assert history(run)[-1]["step"] == 2
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("lpips_vgg", "no network.*vgg16-397923af.pth"), ("kid", "weights-inception-2015-12-05"), ("fid", "eval")],
+)
+def test_a_learned_metric_without_its_weights_or_package_is_refused_before_the_first_step(
+    metric: str, words: str, flags: tuple[str, ...], run_train: Runner, tmp_path: Path, monkeypatch
+):
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    if words == "eval":
+        words = r"torch_fidelity is not installed: pip install 'inpaint-dist\[eval\]'"
+        monkeypatch.setattr(learned, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=words):
+        run_train("--max-steps", "1", "--eval-metrics", "psnr", metric, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_networks_of_metrics_that_nobody_asked_for_are_not_loaded(run_train: Runner, monkeypatch):
+    for name in ("LPIPS", "Inception"):
+        monkeypatch.setattr(evaluation, name, lambda *_: pytest.fail("loaded"))
+    run_train("--max-steps", "1")
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_until_the_last_one(run_train: Runner, monkeypatch):

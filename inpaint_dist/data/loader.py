@@ -280,26 +280,25 @@ class ValidationSet:
     def __len__(self) -> int:
         return len(self.index)
 
-    def batch(self, samples: "list[int] | range") -> Batch:
-        """Read these samples."""
-        size = self.index.size
-        buffers = HostBatch.make(len(samples), size, pinned=False)
+    @property
+    def size(self) -> int:
+        """Pixels of a side."""
+        return self.index.size
+
+    def batch(self, numbers: Sequence[int], device: torch.device | None = None) -> Batch:
+        """Read these samples, to the set's own device where none is named."""
+        size, device = self.index.size, device or self.device
+        buffers = HostBatch.make(len(numbers), size, pinned=False)
         pixels, bits, _ = buffers.views
-        for place, sample in enumerate(samples):
+        for place, sample in enumerate(numbers):
             self.decoder.decode_photo(sample, self.decoder.read_photo(sample), pixels[place])
             data = self.decoder.reader.read(sample, mask_extension(0))
             bits[place] = decode_packed_mask(data, self.index.keys[sample])[0]
         return Batch(
-            image_from_uint8(buffers.pixels.to(self.device)),
-            mask_from_bits(buffers.bits.to(self.device), size),
-            tuple(self.index.keys[sample] for sample in samples),
+            image_from_uint8(buffers.pixels.to(device)),
+            mask_from_bits(buffers.bits.to(device), size),
+            tuple(self.index.keys[sample] for sample in numbers),
         )
-
-    def batches(self, rank: int, world: int, batch_size: int = 8) -> Iterator[Batch]:
-        """This rank's share, every sample on one rank alone."""
-        mine = range(rank, len(self), world)
-        for start in range(0, len(mine), batch_size):
-            yield self.batch(mine[start : start + batch_size])
 
 
 def _mask_counts(index: ShardIndex) -> NDArray[np.int32]:

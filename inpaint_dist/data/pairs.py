@@ -1,10 +1,13 @@
-"""Photos with one hole each, to be scored: from folders, paired by a hash or by name, or the val split of shards."""
+"""Photos with one hole each, to be scored: from folders, paired by a hash or by name, or the val split of shards.
+
+The third kind, frozen evaluation sets, is in packs.py.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,54 +25,45 @@ Pairing: TypeAlias = Literal["pool", "name"]
 _DRAWS = 64
 
 
-class PhotoSet:
-    """Photos of a folder, each with one mask, fitted to squares or as they are, in the order of their paths."""
+RESIZE = "short side by averages over areas, centre crop; masks nearest"
+"""How photos and masks are fitted, in words."""
 
-    def __init__(
-        self, photos: Path, masks: Path, *, pairing: Pairing, size: int | None, limit: int | None = None
-    ) -> None:
-        """Find them.
 
-        Args:
-            photos: folder of photos.
-            masks: folder of masks, white = hole.
-            pairing: pool: each photo's mask is drawn by a hash of its key, the same on any machine; name: the mask of
-                its name.
-            size: pixels of a side that photos and masks are fitted to; None: as they are (with pairing by name).
-            limit: use that many photos, spread evenly.
+@runtime_checkable
+class Pairs(Protocol):
+    """Photos with one hole each, by number."""
 
-        Raises:
-            UserError: there are no pictures.
-        """
-        self.size, self.pairing = size, pairing
-        self.photos = sorted(find_photos([str(photos)], "--photos").sources, key=lambda photo: photo.path)
-        self.masks = sorted(find_photos([str(masks)], "--masks").sources, key=lambda mask: mask.path)
-        if pairing == "name":
-            self.own = dict(zip(self.photos, pair_by_name(self.photos, self.masks), strict=True))
+    @property
+    def size(self) -> int | None:
+        """Pixels of a side; None: each photo has its own, so that a batch is one photo."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, numbers: Sequence[int], device: torch.device) -> Batch:
+        """Some of them."""
+        ...
+
+
+class Photos:
+    """Photos in an order, fitted to squares or as they are; those who inherit know the mask of each."""
+
+    def __init__(self, photos: Sequence[Source], *, size: int | None, pairing: Pairing) -> None:
+        self.photos, self.size, self.pairing = list(photos), size, pairing
         self._all = self.photos
-        self.photos = spread(self.photos, limit)
         self._reader = PhotoReader()
-        self._pooled = lru_cache(maxsize=2000)(self._fitted_mask)
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def read(self, photo: Source) -> tuple[Pixels, Pixels]:
-        """A photo (H, W, 3) and its mask (H, W).
+        """A photo (H, W, 3) and its mask (H, W), as they are scored.
 
         Raises:
             UserError: either cannot be read, or no mask fits.
         """
         image = decode_photo(self._reader.read(photo), photo.name)
-        if self.pairing == "pool":
-            return self._fit(image), self._drawn(photo)
-        numbers = self.own[photo]
-        if not numbers:
-            raise UserError(f"{photo.name}: no mask has its name; --pairing pool draws one for each")
-        mask = decode_mask(self._reader.read(self.masks[numbers[0]]), self.masks[numbers[0]].name)
-        if mask.shape != image.shape[:2]:
-            raise UserError(f"{photo.name}: its mask is of another size")
-        return self._fit(image), mask if self.size is None else fit_mask(mask, self.size)
+        return self.fit(image), self._mask(photo, image)
 
     def batch(self, numbers: Sequence[int], device: torch.device) -> Batch:
         """Some of them."""
@@ -91,10 +85,49 @@ class PhotoSet:
 
     def fit(self, image: Pixels) -> Pixels:
         """A picture in the geometry of this set."""
-        return self._fit(image)
-
-    def _fit(self, image: Pixels) -> Pixels:
         return image if self.size is None else fit_photo(image, self.size)
+
+    def _mask(self, photo: Source, image: Pixels) -> Pixels:
+        raise NotImplementedError
+
+
+class PhotoSet(Photos):
+    """Photos of a folder, each with one mask of another, in the order of their paths."""
+
+    def __init__(
+        self, photos: Path, masks: Path, *, pairing: Pairing, size: int | None, limit: int | None = None
+    ) -> None:
+        """Find them.
+
+        Args:
+            photos: folder of photos.
+            masks: folder of masks, white = hole.
+            pairing: pool: each photo's mask is drawn by a hash of its key, the same on any machine; name: the mask of
+                its name.
+            size: pixels of a side that photos and masks are fitted to; None: as they are (with pairing by name).
+            limit: use that many photos, spread evenly.
+
+        Raises:
+            UserError: there are no pictures.
+        """
+        found = sorted(find_photos([str(photos)], "--photos").sources, key=lambda photo: photo.path)
+        super().__init__(spread(found, limit), size=size, pairing=pairing)
+        self._all = found
+        self.masks = sorted(find_photos([str(masks)], "--masks").sources, key=lambda mask: mask.path)
+        if pairing == "name":
+            self._own = dict(zip(found, pair_by_name(found, self.masks), strict=True))
+        self._pooled = lru_cache(maxsize=2000)(self._fitted_mask)
+
+    def _mask(self, photo: Source, image: Pixels) -> Pixels:
+        if self.pairing == "pool":
+            return self._drawn(photo)
+        numbers = self._own[photo]
+        if not numbers:
+            raise UserError(f"{photo.name}: no mask has its name; --pairing pool draws one for each")
+        mask = decode_mask(self._reader.read(self.masks[numbers[0]]), self.masks[numbers[0]].name)
+        if mask.shape != image.shape[:2]:
+            raise UserError(f"{photo.name}: its mask is of another size")
+        return mask if self.size is None else fit_mask(mask, self.size)
 
     def _drawn(self, photo: Source) -> Pixels:
         """A mask by the photo's key; one without a hole, or all hole, is passed over."""
@@ -113,7 +146,7 @@ class PhotoSet:
 class Completions:
     """What another system made of a set's photos: one picture for each, named as the photo."""
 
-    def __init__(self, pairs: PhotoSet, folder: Path, photos: Sequence[Source]) -> None:
+    def __init__(self, pairs: Photos, folder: Path, photos: Sequence[Source]) -> None:
         self._pairs, self._reader = pairs, PhotoReader()
         self._files = find_photos([str(folder)], "--outputs").sources
         found = dict(zip(photos, pair_by_name(photos, self._files), strict=True))
@@ -167,10 +200,6 @@ class ValSplit:
     def batch(self, numbers: Sequence[int], device: torch.device) -> Batch:
         """Some of them."""
         return self._open(device).batch([self._chosen[number] for number in numbers])
-
-
-Pairs: TypeAlias = PhotoSet | ValSplit
-"""`size`: pixels of a side, or None where each photo has its own, so that a batch is one photo."""
 
 
 def spread(items: Sequence[Any], limit: int | None) -> list[Any]:

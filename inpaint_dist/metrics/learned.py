@@ -113,5 +113,5 @@ def kernel_distance(photos: Features, completions: Features) -> tuple[float, flo
 def _need(module: str, what: str) -> None:
     if find_spec(module) is None:
         raise UserError(
-            f"{what}: {module} is not installed: pip install 'inpaint-dist[eval]', or leave it out of --metrics"
+            f"{what}: {module} is not installed: pip install 'inpaint-dist[eval]', or do without this metric"
         )

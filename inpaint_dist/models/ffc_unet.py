@@ -27,7 +27,7 @@ class FFCUNetConfig:
     global_share: float = 0.75
     """Share of the blocks' channels that go through the spectrum of the whole picture."""
     base: Literal["mixed", "push-pull"] = "mixed"
-    """The fill that the network starts from: the mean of push-pull and of the nearest known pixels, or the first alone."""
+    """The fill that the network starts from: push-pull, or its mean with the nearest known pixels."""
     noise: int = 2
     """Channels of noise, the same in every picture, that the network may make texture of: a fill is smooth, and so is
     what bilinear doubling makes of it. 0: none."""

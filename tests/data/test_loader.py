@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from inpaint_dist.batch import image_to_uint8
-from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet
+from inpaint_dist.data.loader import DataConfig, Loader
 from inpaint_dist.data.photos import decode_photo
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError, UserError
@@ -105,13 +105,6 @@ def test_a_damaged_sample_stops_the_loader_by_name(shards: Path, tmp_path: Path)
         file.write(b"\x00\x01\x02\x03")
     with pytest.raises(UserError, match=index.keys[0]):
         list(a_loader(copy, workers=2).batches(0, 3))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_validation_sample_is_on_one_rank_alone(shards: Path, world: int):
-    validation = ValidationSet(ShardIndex.load(shards, "val"), CPU)
-    keys = [key for rank in range(world) for batch in validation.batches(rank, world, 2) for key in batch.keys]
-    assert sorted(keys) == sorted(validation.index.keys) and len(keys) == 5
 
 
 def test_batch_sizes_are_checked_against_processes_and_parts():
