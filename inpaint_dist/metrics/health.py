@@ -1,7 +1,7 @@
 """How healthy completions look, told from pictures alone: colour, seam, sharpness and grid of what fills the hole.
 
-Each figure compares the composite with its photo at the same pixels, and is a mean over images of a per-image figure, so
-that N ranks of batch B equal one of batch N·B. An image whose hole is too small for a figure, or leaves nothing known
+Each figure compares the composite with its photo at the same pixels, and is a mean over images of a per-image figure,
+so that N ranks of batch B equal one of batch N·B. An image whose hole is too small for a figure, or leaves nothing known
 beside it, counts as healthy. Sums run in float32 or wider, and nothing here waits for the device.
 """
 
@@ -26,8 +26,8 @@ def picture_health(composite: Image, image: Image, mask: Mask) -> dict[str, Floa
     """Figures of composites against their photos, as scalars on their device.
 
     Returns:
-        health/colour_gap: how much further the mean colour of the hole lies from that of the known ring around it than it
-            does in the photo, where it does: mean over the channels, in units of [-1, 1]; 0: no further.
+        health/colour_gap: how much further the mean colour of the hole lies from that of the known ring around it than
+            it does in the photo, where it does: mean over the channels, in units of [-1, 1]; 0: no further.
         health/border: mean step from a pixel of the hole to a known neighbour, over the photo's own step there; 1: no
             seam.
         health/sharpness: mean absolute Laplacian inside the hole, over the photo's own; 1: as sharp, near 0: blurred.
@@ -103,10 +103,10 @@ def _laplacian(picture: Image) -> Tensor:
 def _grid(bend: Tensor, inside: Tensor) -> Tensor:
     """Strength of what repeats in Laplacians (B, 3, h, w) every PERIOD pixels, over the pixels inside: (B,).
 
-    The Laplacian is averaged over the pixels of each of the 4 x 4 places that a pixel can have in the grid; the strength
-    is the root mean square of these 16 averages. By Parseval's theorem its square is the power of the Laplacian at the
-    spectrum's multiples of 1/4 cycle a pixel, in either direction and both: the peaks that a grid of 2 or 4 pixels
-    makes. It needs no FFT, no rectangular hole, and averages away what does not keep in step with the grid.
+    The Laplacian is averaged over the pixels of each of the 4 x 4 places that a pixel can have in the grid; the
+    strength is the root mean square of these 16 averages. By Parseval's theorem its square is the power of the
+    Laplacian at the spectrum's multiples of 1/4 cycle a pixel, in either direction and both: the peaks that a grid of 2
+    or 4 pixels makes. It needs no FFT, no rectangular hole, and averages away what does not keep in step with the grid.
     """
     height, width = inside.shape[-2:]
     margin = (0, -width % PERIOD, 0, -height % PERIOD)
