@@ -17,6 +17,10 @@ from inpaint_dist.errors import UserError
 Image: TypeAlias = Float[Tensor, "batch 3 height width"]
 Mask: TypeAlias = Float[Tensor, "batch 1 height width"]
 Scores: TypeAlias = Float[Tensor, "batch 1 rows columns"]
+LUCK = 8
+Luck: TypeAlias = Float[Tensor, "batch 8"]
+"""What a sample's random choices in a step are made of: uniform in [0, 1). Seven are the augmentation's, one the
+perceptual window's."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Batch:
     mask: Mask
     keys: tuple[str, ...] = ()
     """The samples' names, for messages."""
+    luck: Luck | None = None
+    """What losses that choose at random choose by; the trainer draws it."""
 
     def __len__(self) -> int:
         return len(self.image)
@@ -36,7 +42,9 @@ class Batch:
         size = len(self) // parts
         for start in range(0, parts * size, size):
             here = slice(start, start + size)
-            yield Batch(self.image[here], self.mask[here], self.keys[here])
+            yield Batch(
+                self.image[here], self.mask[here], self.keys[here], None if self.luck is None else self.luck[here]
+            )
 
     def take(self, count: int) -> "Batch":
         """The first `count` samples."""

@@ -76,13 +76,17 @@ def evaluate(complete: Completer, batches: Iterable[Batch], launch: Launch) -> d
     """
     sums = torch.zeros(len(METRICS) + 2, dtype=torch.float64, device=launch.device)
     met: Exception | None = None
+    finite = torch.ones((), dtype=torch.bool, device=launch.device)
     try:
         with torch.inference_mode():
             for batch in batches:
                 with launch.autocast():
                     prediction = complete(masked(batch.image, batch.mask), batch.mask)
+                finite &= torch.isfinite(prediction).all()  # as 8 bits it would look like any other
                 sums[:-2] += score(prediction, batch.image, batch.mask).sum(0)
                 sums[-2] += len(batch)
+        if not finite:
+            raise RuntimeError("a prediction is not finite")
     except (UserError, OSError, RuntimeError) as error:  # the other ranks wait for this one in the sum
         met = error
         sums[-1] = 1.0

@@ -7,10 +7,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from inpaint_dist.batch import Batch, Completion, Image, Judgement, Mask, composite, masked
+from inpaint_dist.batch import Batch, Completion, Image, Judgement, Luck, Mask, composite, masked
 from inpaint_dist.losses.adversarial import AdversarialLoss, accuracy, feature_distance, r1_penalty
+from inpaint_dist.losses.augmentation import augment_image, augment_mask
 from inpaint_dist.losses.objective import ObjectiveConfig
-from inpaint_dist.losses.perceptual import perceptual_distance, style_distance
+from inpaint_dist.losses.perceptual import cut_windows, perceptual_distance, style_distance, window_corners, window_size
 from inpaint_dist.losses.reconstruction import reconstruction_distance
 
 Generator: TypeAlias = Callable[[Image, Mask], Image]
@@ -91,16 +92,17 @@ class InpaintingGAN:
     ) -> DiscriminatorLosses:
         """D's loss on photos and on completions, with `penalise` R1 too; nothing flows back to the generator."""
         fake_image = self.shown(completion).detach().to(batch.image.dtype)
+        real_image, fake_image, mask = self._augmented(batch, fake_image)
         if self.one_pass:
-            real, fake = self.discriminator(torch.cat([batch.image, fake_image])).scores.chunk(2)
+            real, fake = self.discriminator(torch.cat([real_image, fake_image])).scores.chunk(2)
         else:
-            real, fake = self.discriminator(batch.image).scores, self.discriminator(fake_image).scores
-        adversarial = self.adversarial.discriminator(real, fake, batch.mask)
+            real, fake = self.discriminator(real_image).scores, self.discriminator(fake_image).scores
+        adversarial = self.adversarial.discriminator(real, fake, mask)
         total, r1 = adversarial, None
         if penalise:
-            r1 = r1_penalty(self.judge, batch.image)
+            r1 = r1_penalty(self.judge, real_image)
             total = total + self.objective.r1_weight * self.objective.r1_every * r1
-        accuracy_real, accuracy_fake = accuracy(self.adversarial, real, fake, batch.mask)
+        accuracy_real, accuracy_fake = accuracy(self.adversarial, real, fake, mask)
         return DiscriminatorLosses(
             total,
             adversarial=adversarial.detach(),
@@ -114,7 +116,8 @@ class InpaintingGAN:
     def generator_loss(self, batch: Batch, completion: Completion) -> GeneratorLosses:
         """G's loss: near the photo inside the hole, and a photo to D. D must be frozen by whoever steps."""
         shown = self.shown(completion)
-        fake = self.judge(shown)
+        real_image, fake_image, _ = self._augmented(batch, shown)
+        fake = self.judge(fake_image)
         terms = {
             "reconstruction": reconstruction_distance(
                 completion.prediction, batch.image, batch.mask, self.objective.reconstruction
@@ -123,14 +126,27 @@ class InpaintingGAN:
         }
         if self.objective.feature_matching_weight:
             with torch.no_grad():
-                real = self.judge(batch.image)
+                real = self.judge(real_image)
             terms["feature_matching"] = feature_distance(fake, real)
         if self.features is not None:
-            terms |= self._feature_terms(self.features, shown, batch.image)
+            terms |= self._feature_terms(self.features, shown, batch)
         weighted = self.objective.weigh(terms)
         return GeneratorLosses(torch.stack(list(weighted.values())).sum(), terms, weighted)
 
-    def _feature_terms(self, features: Features, shown: Image, image: Image) -> dict[str, Tensor]:
+    def _augmented(self, batch: Batch, fake: Image) -> tuple[Image, Image, Mask]:
+        """Photos, completions and masks as D sees them: changed alike, where the objective asks for it."""
+        if not (changes := self.objective.augment):
+            return batch.image, fake, batch.mask
+        luck = _luck(batch)
+        real, fake = (augment_image(image, luck, changes) for image in (batch.image, fake))
+        return real, fake, augment_mask(batch.mask, luck, changes)
+
+    def _feature_terms(self, features: Features, shown: Image, batch: Batch) -> dict[str, Tensor]:
+        image = batch.image
+        if (share := self.objective.perceptual.window) < 1:
+            size = window_size(image.shape[2], image.shape[3], share)
+            corners = window_corners(batch.mask, _luck(batch)[:, -1], size)
+            shown, image = (cut_windows(picture, corners, size) for picture in (shown, image))
         with torch.no_grad():
             theirs = features(image)
         mine = features(shown)
@@ -144,3 +160,9 @@ class InpaintingGAN:
     def shown(self, completion: Completion) -> Image:
         """What the discriminator sees of a completion."""
         return completion.prediction if self.objective.discriminator_sees == "prediction" else completion.composite
+
+
+def _luck(batch: Batch) -> Luck:
+    if batch.luck is None:
+        raise ValueError("this objective chooses at random: the batch needs its luck")
+    return batch.luck

@@ -1,6 +1,10 @@
-"""The machine under a process: the cores it may use, and files that are whole or not there. Standard library alone."""
+"""The machine under a process: its cores, files that are whole or not there, folders that one process writes to.
+
+Standard library alone.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +44,48 @@ def written_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
     if sync:
         with suppress(OSError):  # not every file system lets a folder be synced
             _sync(path.parent)
+
+
+@contextmanager
+def alone_in(folder: Path, taken: Exception) -> Iterator[None]:
+    """Hold a lock on a folder; it goes with this process, however that ends, and leaves no file.
+
+    Args:
+        folder: it is there already.
+        taken: what is raised where another process holds the lock.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise taken from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+_held: set[int] = set()
+"""Descriptors of the folders that are locked."""
+
+
+def _let_go() -> None:
+    """In a forked child: it would keep the lock for as long as it outlives its parent."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _sync(path: Path) -> None:

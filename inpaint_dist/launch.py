@@ -1,9 +1,14 @@
 """Where a process runs: rank, device, precision, threads. What `accelerate launch` left open is decided here."""
 
+import ctypes
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Literal
 
 import torch
@@ -11,7 +16,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from inpaint_dist.errors import UsageError
+from inpaint_dist import STARTED_BY
+from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import cores_a_process
 
 Precision = Literal["bf16", "fp16", "no"]
@@ -95,7 +101,13 @@ def open_launch(config: LaunchConfig) -> Iterator[Launch]:
     Raises:
         UsageError: where the launcher started several processes that would not know of each other, or a precision is
             asked for that the device has not.
+        UserError: the launcher has gone.
     """
+    with _bound_to_launcher():
+        yield from _open_launch(config)
+
+
+def _open_launch(config: LaunchConfig) -> Iterator[Launch]:
     asked_for_cpu = config.cpu or _is_set("ACCELERATE_USE_CPU")
     on_cpu = asked_for_cpu or not torch.cuda.is_available()
     _refuse_processes(on_cpu=on_cpu, asked_for_cpu=asked_for_cpu)
@@ -117,6 +129,48 @@ def open_launch(config: LaunchConfig) -> Iterator[Launch]:
     finally:
         if may_leave:
             accelerator.end_training()  # without it one of three runs on several ranks aborts at exit
+
+
+_LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
+"""What torchrun and `accelerate launch` set, each for every process that it starts; no user does."""
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def _bound_to_launcher() -> Iterator[None]:
+    """End with the launcher, however it ends: a process left behind would go on writing into the run folder.
+
+    After a Ctrl-C, which all processes of a terminal get, this one ends by itself and has the time to say so. Linux
+    alone has the means.
+
+    Raises:
+        UserError: the launcher has gone already.
+    """
+    if sys.platform != "linux" or not any(name in os.environ for name in _LAUNCHED):
+        yield
+        return
+    _on_launchers_end(signal.SIGKILL)
+    if os.getppid() != STARTED_BY:
+        raise UserError("the launcher that started this process has ended: this one ends too")
+    ordinary = signal.getsignal(signal.SIGINT)
+    if ordinary is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _on_launchers_end(0)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, ordinary)
+
+
+def _on_launchers_end(number: int) -> None:
+    """Have the kernel send a signal when the thread that started this process ends; 0: none."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def resolve_precision(asked: str, *, on_cpu: bool) -> Precision:

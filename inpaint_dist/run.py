@@ -1,5 +1,6 @@
 """A run under way: where it reports, draws, evaluates and saves. Every rank holds one and calls the same methods."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
 
@@ -103,6 +104,7 @@ class Run:
 
     def draw(self, step: int) -> None:
         """Draw photo, masked, prediction and composite of fixed samples, with the averaged weights."""
+        self.trainer.raise_on_fault()
         generator, shown = self.trainer.averaged(), self._shown
         if not self.launch.is_main or shown is None:
             return
@@ -125,6 +127,7 @@ class Run:
         """
         if self.sources.validation is None:
             return
+        self.trainer.raise_on_fault()
         generator = self.trainer.averaged()
         batches = self.sources.validation.batches(self.launch.rank, self.launch.world)
         try:
@@ -174,6 +177,8 @@ class Run:
 
     def _is_best(self) -> bool:
         name = self.config.best_by
+        if not math.isfinite(self.scores.get(name, math.nan)):
+            return False
         if name not in self.best:
             return True
         gain = self.scores[name] - self.best[name]
@@ -186,9 +191,12 @@ class Run:
         try:
             action()
         except (UserError, OSError) as error:
-            if step == self.total:
+            if step < self.total:
+                self.say(f"warning: {error}; training goes on")
+            elif isinstance(error, UserError):
                 raise
-            self.say(f"warning: {error}; training goes on")
+            else:
+                raise UserError(f"{self.folder}: cannot be written ({error}); free space or mend the disk") from error
 
     def _export(self, name: str, step: int) -> None:
         export_generator(

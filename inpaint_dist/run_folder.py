@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
 from inpaint_dist.config import SECTIONS, TrainConfig, to_json
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.host import written_whole
+from inpaint_dist.host import alone_in, written_whole
 from inpaint_dist.launch import Launch
 from inpaint_dist.weights import BEST, CARD, GENERATOR
 
@@ -43,24 +44,30 @@ class Start:
     """What to go on from."""
     notes: list[str]
     """What the user should know about it."""
+    is_new: bool = False
+    """Whether the folder has still to be made."""
 
 
-def find_start(config: TrainConfig, shaping: Mapping[str, object], launch: Launch) -> Start:
+def find_start(config: TrainConfig, shaping: Mapping[str, object], launch: Launch, held: ExitStack) -> Start:
     """Decide on rank 0, for all ranks, whether the run starts anew or goes on. Collective.
 
+    A folder that is there is locked until `held` closes, so that nobody else writes to it meanwhile.
+
     Raises:
-        UsageError: where the folder holds something else, or a run that differs in what shapes it.
+        UsageError: where the folder holds something else, or a run that differs in what shapes it, or one under way.
     """
-    return _by_main(lambda: _find_start(config, shaping), launch)
+    return _by_main(lambda: _find_start(config, shaping, held), launch)
 
 
-def prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, launch: Launch) -> None:
+def prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, launch: Launch, held: ExitStack) -> None:
     """Make the folder and write down what runs, by which command, with what. Collective; rank 0 writes.
 
+    A new folder is locked until `held` closes.
+
     Raises:
-        UsageError: where the folder cannot be written.
+        UsageError: where the folder cannot be written, or another run has just made it.
     """
-    _by_main(lambda: _prepare(config, shaping, start, launch), launch)
+    _by_main(lambda: _prepare(config, shaping, start, launch, held), launch)
 
 
 def _by_main(action: Callable[[], Result], launch: Launch) -> Result:
@@ -79,9 +86,16 @@ def _by_main(action: Callable[[], Result], launch: Launch) -> Result:
     return result
 
 
-def _find_start(config: TrainConfig, shaping: Mapping[str, object]) -> Start:
+def _taken(folder: Path) -> UserError:
+    return UserError(f"{folder}: another run is writing there; wait for its end, or choose another --output-dir")
+
+
+def _find_start(config: TrainConfig, shaping: Mapping[str, object], held: ExitStack) -> Start:
     folder = config.run_folder
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists():
+        return Start(0, None, [], is_new=True)
+    held.enter_context(alone_in(folder, _taken(folder)))
+    if not any(folder.iterdir()):
         return Start(0, None, [])
     before = _read_shaping(folder)
     if config.overwrite:
@@ -126,9 +140,14 @@ def _difference(key: str, before: object, now: object) -> str:
     return f"  --{flag.replace('_', '-')}: then {before}, now {now}"
 
 
-def _prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, launch: Launch) -> None:
+def _prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, launch: Launch, held: ExitStack) -> None:
     folder = config.run_folder
-    folder.mkdir(parents=True, exist_ok=True)
+    if start.is_new:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # made since we looked: of several runs one comes first
+            raise _taken(folder) from None
+        held.enter_context(alone_in(folder, _taken(folder)))
     if start.checkpoint is None:
         _clear(folder)
     _write(folder / CONFIG, {"config": to_json(config), "shaping": shaping})

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -23,16 +24,16 @@ from inpaint_dist.weights import load_into, read_generator
 
 def train(config: TrainConfig) -> None:
     """Run a training to its end, from its beginning or from its newest checkpoint."""
-    with open_launch(config.launch) as launch:
+    with open_launch(config.launch) as launch, ExitStack() as held:
         sources = open_data(config, launch)
         shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
-        start = find_start(config, shape, launch)
+        start = find_start(config, shape, launch, held)
         trainer = build_trainer(config, launch, sources, start)
         notes = [*start.notes, *describe(config, launch, sources, trainer)]
         if config.dry_run or start.step >= sources.total_steps:
             say_and_leave(config, launch, start, sources, notes)
             return
-        prepare(config, shape, start, launch)
+        prepare(config, shape, start, launch, held)
         with Run(config, sources, trainer, launch, start) as run:
             run.say(*notes)
             run.restore()
@@ -82,6 +83,7 @@ def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: 
         config.objective,
         launch,
         total_steps=sources.total_steps,
+        seed=config.seed,
     )
 
 

@@ -1,24 +1,25 @@
 """One step of the GAN game: who is updated when, in which precision, over which ranks."""
 
 import inspect
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from inpaint_dist.batch import Batch, Completion
+from inpaint_dist.batch import LUCK, Batch, Completion, Luck
+from inpaint_dist.chance import uniform
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.models.blocks import batch_norms, has_batch_statistics, kept_statistics
 from inpaint_dist.models.sync_batchnorm import synchronise_batch_norm
+from inpaint_dist.optimizers import load_optimizer, optimizer_tensors, schedule
 
 TERMS = ("batch", "d/loss", "d/gradient", "g/loss", "g/gradient")
 """What is checked to be finite before weights move, in the order of the fault tensor."""
@@ -26,6 +27,9 @@ TERMS = ("batch", "d/loss", "d/gradient", "g/loss", "g/gradient")
 
 SMALLEST_SCALE = 2.0**-10
 """fp16 gradients that still overflow when their loss is scaled by less than this are not a matter of scale."""
+
+
+_OF_A_STEP = 4  # beside the loader's names of independent random draws of one sample
 
 
 class NotFinite(UserError):
@@ -101,8 +105,9 @@ class Trainer:
         launch: Launch,
         *,
         total_steps: int,
+        seed: int = 0,
     ) -> None:
-        self.config, self.launch = config, launch
+        self.config, self.launch, self.seed = config, launch, seed
         self.total_steps = total_steps
         self.step_count = 0
         self._clip = {"g": config.clip_grad, "d": config.clip_grad_d or config.clip_grad}
@@ -146,6 +151,8 @@ class Trainer:
         """
         self._set_learning_rates()
         self._note_faults([batch.image.sum() + batch.mask.sum()], "batch")
+        if self.gan.objective.needs_luck:
+            batch = replace(batch, luck=self._luck(len(batch)))
         parts = list(batch.split(self.config.gradient_accumulation_steps))
         completions = list(self._completions(parts))
         losses = self._step_discriminator(parts, completions)
@@ -155,6 +162,12 @@ class Trainer:
         self._move_average()
         self.step_count += 1
         return losses
+
+    def _luck(self, count: int) -> Luck:
+        """Random numbers of this rank's samples: of each what any number of ranks, and a resumed run, would draw."""
+        start = (self.step_count * self.launch.world + self.launch.rank) * count
+        draws = uniform(count, LUCK, self.seed, _OF_A_STEP, start=start)
+        return torch.from_numpy(draws).to(self.launch.device, non_blocking=True)
 
     def _completions(self, parts: list[Batch]) -> Iterator[Completion]:
         """One completion a micro-batch, with gradients only where there is a single one."""
@@ -319,8 +332,8 @@ class Trainer:
             "ema": dict(self.averaged().state_dict()),
             "generator": dict(self.generator.state_dict()),
             "discriminator": dict(self.discriminator.state_dict()),
-            "optimizer_g": _optimizer_tensors(self.optimizer_g),
-            "optimizer_d": _optimizer_tensors(self.optimizer_d),
+            "optimizer_g": optimizer_tensors(self.optimizer_g),
+            "optimizer_d": optimizer_tensors(self.optimizer_d),
         }
         scalers = {"scaler_g": self._scaler_g.state_dict(), "scaler_d": self._scaler_d.state_dict()}
         return tensors, {"step": self.step_count, **scalers}
@@ -331,8 +344,8 @@ class Trainer:
         self.ema.load_state_dict(tensors["ema"])
         self.generator.load_state_dict(tensors["generator"])
         self.discriminator.load_state_dict(tensors["discriminator"])
-        _load_optimizer(self.optimizer_g, tensors["optimizer_g"])
-        _load_optimizer(self.optimizer_d, tensors["optimizer_d"])
+        load_optimizer(self.optimizer_g, tensors["optimizer_g"])
+        load_optimizer(self.optimizer_d, tensors["optimizer_d"])
         for name, scaler in (("scaler_g", self._scaler_g), ("scaler_d", self._scaler_d)):
             if state[name]:  # empty where the run went on in another precision until now
                 scaler.load_state_dict(state[name])
@@ -362,33 +375,6 @@ class Trainer:
 
     def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
         return torch.optim.Adam(network.parameters(), lr=rate, betas=self.config.betas, fused=True)
-
-
-def schedule(kind: str, step: int, total: int) -> float:
-    """Factor of the learning rate at a step counted from 0, of `total`."""
-    if kind == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * step / total))
-    left = min(1.0, (total - step) / max(1.0, total / 5))  # of the last fifth
-    if kind == "tail":
-        return left
-    return 0.5 * (1.0 - math.cos(math.pi * left)) if kind == "cosine-tail" else 1.0
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: "PARAMETER.NAME". Rates and decays are the config's."""
-    state: Mapping[int, Mapping[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": tensor for number, entry in state.items() for name, tensor in entry.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, name = key.split(".", 1)
-        if tensor.ndim:  # the fused update walks parameter and moments side by side in memory: their layout must agree
-            tensor = torch.empty_like(parameters[int(number)]).copy_(tensor)
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:

@@ -20,11 +20,18 @@ _KIND = "inpaint_dist generator 1"
 
 
 def export_generator(path: Path, config: GeneratorConfig, weights: Mapping[str, Tensor], **about: object) -> None:
-    """Write a generator's weights; `about` is told by whoever looks at the file (step, recipe, scores …)."""
+    """Write a generator's weights; `about` is told by whoever looks at the file (step, recipe, scores …).
+
+    Raises:
+        UserError: where the disk is full or cannot be written; an older file stays as it was.
+    """
     metadata = {"kind": _KIND, "generator": json.dumps(to_json(config))}
     metadata |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
-    with written_whole(path) as part:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, part, metadata)
+    try:
+        with written_whole(path) as part:
+            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, part, metadata)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written ({error}); free space or mend the disk") from error
 
 
 def read_generator(source: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dict[str, str]]:
@@ -66,8 +73,7 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -
 def write_card(path: Path, *, recipe: str, parameters: int, step: int, size: int, scores: Mapping[str, float]) -> None:
     """Write the model card beside the weights: what it is, what it takes and gives, how it was made."""
     figures = ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) or "not evaluated"
-    path.write_text(
-        f"""# Generator of an inpainting GAN, recipe `{recipe}`
+    text = f"""# Generator of an inpainting GAN, recipe `{recipe}`
 
 Weights: `{GENERATOR}` (moving average of training, {parameters:,} numbers), after {step:,} steps on {size} x {size}
 pixels.
@@ -81,4 +87,5 @@ pixels.
 
 Made by inpaint_dist; `config.json` and `command.txt` beside this file say how.
 """
-    )
+    with written_whole(path) as part:
+        part.write_text(text)

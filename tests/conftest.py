@@ -12,6 +12,7 @@ from inpaint_dist import train
 from inpaint_dist.data.mask_sets import MaskSetConfig, make_masks
 from inpaint_dist.data.sharding import ShardingConfig, make_shards
 from inpaint_dist.losses.perceptual import VGG16Features
+from inpaint_dist.recipes import RECIPES
 
 SIZE = 32
 TINY = ("--generator.channels", "4", "8", "--discriminator.channels", "4", "8", "--report-to", "none", "--threads", "1")
@@ -74,11 +75,9 @@ def run_train(shards: Path, vgg16: Path, tmp_path: Path) -> Callable[..., Path]:
     """Train tiny networks on the small shards; returns the run folder."""
 
     def run(*flags: str, recipe: str = "unet", name: str = "run") -> Path:
-        small = (
-            (*TINY_LAMA, "--objective.perceptual.weights", str(vgg16), "--objective.perceptual.layers", "relu1_2")
-            if recipe.startswith("lama")
-            else TINY
-        )
+        small = TINY_LAMA if recipe.startswith("lama") else TINY
+        if RECIPES[recipe].objective.looks_at_features:
+            small = (*small, "--objective.perceptual.weights", str(vgg16), "--objective.perceptual.layers", "relu1_2")
         train.main([recipe, "--shards", str(shards), "--output-dir", str(tmp_path / name), *small, *flags])
         return tmp_path / name
 

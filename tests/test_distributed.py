@@ -30,6 +30,7 @@ from inpaint_dist.models import (
     DiscriminatorConfig,
     FeatureDiscriminatorConfig,
     FFCResNetConfig,
+    FFCUNetConfig,
     GeneratorConfig,
     PatchDiscriminatorConfig,
     SeedAutoencoderConfig,
@@ -60,12 +61,14 @@ FEATURES = ObjectiveConfig(
     feature_matching_weight=2.0,
 )
 PENALTY = ObjectiveConfig(adversarial=NonSaturatingConfig(), adversarial_weight=0.5, r1_weight=0.1, r1_every=2)
+CHANCE = ObjectiveConfig(adversarial_weight=0.5, augment=("colour", "translation", "cutout"))
 SQUASHED = PatchDiscriminatorConfig(channels=(4, 8))
 RAW = PatchDiscriminatorConfig(channels=(4, 8), sigmoid=False)
 GAMES = {
     "seed": Game(SeedAutoencoderConfig(channels=(4, 8)), RECIPES["seed"].objective, SQUASHED),
     "unet": Game(UNetConfig(channels=(4, 8)), RECIPES["unet"].objective, SQUASHED),
     "ffc": Game(FFCResNetConfig(base_channels=2, blocks=1), FEATURES, FeatureDiscriminatorConfig(channels=(4, 8))),
+    "augmented": Game(FFCUNetConfig(channels=(4, 8), blocks=1), CHANCE, SQUASHED),
     "r1": Game(UNetConfig(channels=(4, 8)), PENALTY, RAW),
     "r1 of batch norm": Game(UNetConfig(channels=(4, 8)), PENALTY, FeatureDiscriminatorConfig(channels=(4, 8))),
 }
@@ -385,7 +388,7 @@ def furthest(found: list[dict[str, float]], expected: list[dict[str, float]]) ->
 # -------------------------------------------------------------------------------------------- what must hold
 
 
-@pytest.mark.parametrize("kind", ["seed", "unet", "ffc", "r1"])
+@pytest.mark.parametrize("kind", ["seed", "unet", "ffc", "augmented", "r1"])
 def test_two_ranks_of_two_train_as_one_process_of_four(kind: str, ranks: Ranks, shards: Path):
     settings = {"shards": str(shards), "kind": kind, "steps": 20, "double": True}
     first, second = ranks.run(train_steps, **settings)
@@ -398,7 +401,7 @@ def test_two_ranks_of_two_train_as_one_process_of_four(kind: str, ranks: Ranks, 
     )
 
 
-@pytest.mark.parametrize("kind", ["seed", "unet", "ffc", "r1"])
+@pytest.mark.parametrize("kind", ["seed", "unet", "ffc", "augmented", "r1"])
 def test_in_float32_the_first_step_is_that_of_one_process(kind: str, ranks: Ranks, shards: Path):
     settings = {"shards": str(shards), "kind": kind, "steps": 1}
     first, second = ranks.run(train_steps, **settings)

@@ -2,12 +2,14 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from inpaint_dist import host
-from inpaint_dist.host import cores_a_process, usable_cores, written_whole
+from inpaint_dist.host import alone_in, cores_a_process, usable_cores, written_whole
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
@@ -102,3 +104,36 @@ def test_a_disk_that_refuses_to_sync_the_file_is_told_and_one_that_cannot_sync_f
         with written_whole(path) as part:
             part.write_text("new")
         assert path.read_text() == "new"
+
+
+def test_one_alone_writes_to_a_folder_until_it_is_done_and_nothing_is_left_there(tmp_path: Path):
+    taken = ValueError("taken")
+    with alone_in(tmp_path, taken):
+        with pytest.raises(ValueError, match="taken"), alone_in(tmp_path, taken):
+            pass
+        assert list(tmp_path.iterdir()) == []
+    with alone_in(tmp_path, taken):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_worker_that_outlives_its_parent_holds_no_folder(tmp_path: Path):
+    """Such as a worker of webdataset's loader, which looks every few seconds only whether its parent is there."""
+    code = f"""
+import os, signal, time
+from pathlib import Path
+from inpaint_dist.host import alone_in
+with alone_in(Path({str(tmp_path)!r}), ValueError()):
+    if child := os.fork():
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(1)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+    try:
+        os.kill(int(done.stdout), 0)
+        with alone_in(tmp_path, ValueError("held by a process that writes nothing")):
+            pass
+    finally:
+        os.kill(int(done.stdout), 9)

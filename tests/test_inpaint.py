@@ -13,7 +13,7 @@ from inpaint_dist import cli, inpaint, inpainter
 from inpaint_dist.batch import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked
 from inpaint_dist.errors import UserError
 from inpaint_dist.inpaint import Inpainter
-from inpaint_dist.models import FFCResNetConfig, SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.models import FFCResNetConfig, FFCUNetConfig, SeedAutoencoderConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.weights import BEST, GENERATOR, export_generator
 
@@ -23,6 +23,7 @@ SMALL = {
     SeedAutoencoderConfig: {"channels": (4, 6, 8)},
     UNetConfig: {"channels": (4, 6, 8)},
     FFCResNetConfig: {"base_channels": 2, "blocks": 1},
+    FFCUNetConfig: {"channels": (4, 8), "blocks": 1},
 }
 
 

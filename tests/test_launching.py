@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,12 +39,17 @@ def free_port() -> int:
 
 
 def start(command: list[str], **environment: object) -> subprocess.CompletedProcess[str]:
-    """Run a program of this Python's environment from the checkout, as a user would."""
+    """Run a program from the checkout, as a user would."""
+    mine = a_users(**environment)
+    return subprocess.run(command, env=mine, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
+
+
+def a_users(**environment: object) -> dict[str, str]:
+    """The environment of a user of this Python's programs, who works in the checkout."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "SLURM_"))}
     mine["PYTHONPATH"] = str(ROOT)
     mine["PATH"] = f"{PROGRAMS}{os.pathsep}{mine['PATH']}"
-    mine |= {name: str(value) for name, value in environment.items()}
-    return subprocess.run(command, env=mine, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
+    return mine | {name: str(value) for name, value in environment.items()}
 
 
 def train_flags(shards: Path, out: Path, *more: str) -> list[str]:
@@ -220,6 +228,103 @@ def test_a_failed_run_of_two_ranks_ends_without_an_abort_and_tells_who_failed(en
         assert done.stderr.count("error: g/loss is not finite") == 1
     else:
         assert "error on rank 1: x.tar: damaged" in done.stderr
+
+
+@pytest.fixture
+def a_trainer_that_waits(tmp_path: Path) -> list[str]:
+    """A script and its folder: it writes down its number where it would train, and how it ended."""
+    script = tmp_path / "wait.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, sys, time
+            from pathlib import Path
+            from inpaint_dist.launch import LaunchConfig, open_launch
+
+            folder, launcher = Path(sys.argv[1]), os.getppid()
+            with open_launch(LaunchConfig(cpu=True)):
+                (folder / f"{os.getpid()}.pid").write_text("")
+                try:
+                    time.sleep(300)
+                except KeyboardInterrupt:
+                    while os.getppid() == launcher:  # which waits for a quarter of a second
+                        time.sleep(0.01)
+                    time.sleep(0.5)
+                    (folder / "interrupted").write_text("")
+        """)
+    )
+    return [str(script), str(tmp_path)]
+
+
+def until(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+linux_alone = pytest.mark.skipif(sys.platform != "linux", reason="no other system tells of a parent's end")
+
+
+@linux_alone
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_a_launcher_that_is_killed_leaves_no_trainer_behind(
+    launcher: str, number: int, a_trainer_that_waits: list[str], tmp_path: Path
+):
+    words = {
+        "accelerate": ["accelerate", "launch", "--cpu"],
+        "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", str(free_port())],
+    }[launcher]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*words, *a_trainer_that_waits], env=a_users(), cwd=ROOT, **quiet)
+    trainers: list[int] = []
+    try:
+        until(lambda: len(list(tmp_path.glob("*.pid"))) == (2 if launcher == "torchrun" else 1), LIMIT)
+        trainers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+        assert all(map(is_alive, trainers))
+        process.send_signal(number)
+        if number == signal.SIGTERM:  # torchrun then ends its processes itself, and waits for them
+            process.wait(LIMIT)
+        until(lambda: not any(map(is_alive, trainers)), 2)
+    finally:
+        for number in (process.pid, *trainers):
+            if is_alive(number):
+                os.kill(number, signal.SIGKILL)
+        process.wait()
+
+
+@linux_alone
+def test_after_ctrl_c_a_trainer_ends_in_order_although_its_launcher_has_gone(
+    a_trainer_that_waits: list[str], tmp_path: Path
+):
+    command = ["accelerate", "launch", "--cpu", *a_trainer_that_waits]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=a_users(), cwd=ROOT, start_new_session=True, **quiet)
+    try:
+        until(lambda: list(tmp_path.glob("*.pid")), LIMIT)
+        os.killpg(process.pid, signal.SIGINT)
+        until(lambda: (tmp_path / "interrupted").exists(), 30)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@linux_alone
+def test_a_trainer_whose_launcher_has_gone_before_it_began_ends(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launch, "_on_launchers_end", lambda number: None)
+    monkeypatch.setattr(launch, "STARTED_BY", os.getpid())
+    with open_launch(LaunchConfig(cpu=True)):  # no launcher: whose child it is does not matter
+        pass
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    with pytest.raises(UserError, match="has ended"), open_launch(LaunchConfig(cpu=True)):
+        pass
 
 
 def test_the_group_is_left_in_order_even_when_training_raises(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """Training end to end, on small shards with tiny networks."""
 
+import errno
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inpaint_dist import checkpoint, evaluation, train
+from inpaint_dist import checkpoint, cli, evaluation, train
+from inpaint_dist import run as run_module
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.recipes import RECIPES
+from inpaint_dist.trainer import NotFinite
 from inpaint_dist.weights import read_generator
 
 Runner = Callable[..., Path]
@@ -184,6 +187,47 @@ def test_a_dry_run_writes_nothing(run_train: Runner, capsys):
     assert "3 steps would run" in capsys.readouterr().out
 
 
+def test_a_second_run_in_the_folder_of_one_under_way_is_refused_in_one_line(
+    run_train: Runner, shards: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    real, second = train.Trainer.step, []
+
+    def step(self, batch, **more):
+        if not second:
+            words = command(shards, run_folder, "--max-steps", "2", *tiny)
+            second.append(subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False))
+        return real(self, batch, **more)
+
+    run_folder = run_train("--max-steps", "1")
+    before = (run_folder / "command.txt").read_text()
+    monkeypatch.setattr(train.Trainer, "step", step)
+    run_train("--max-steps", "2")
+    assert second[0].returncode == 2
+    expected = f"error: {run_folder}: another run is writing there; wait for its end, or choose another --output-dir\n"
+    assert second[0].stderr == expected
+    assert (run_folder / "command.txt").read_text().count("\n") == before.count("\n") + 1
+    assert [row["step"] for row in history(run_folder)] == [1, 2]
+
+
+def test_of_two_runs_that_begin_at_once_one_goes_on(run_train: Runner, monkeypatch: pytest.MonkeyPatch):
+    def build_late(*given):
+        monkeypatch.undo()
+        run_train("--max-steps", "1")
+        return build(*given)
+
+    build = train.build_trainer
+    monkeypatch.setattr(train, "build_trainer", build_late)
+    with pytest.raises(UsageError, match="another run is writing there"):
+        run_train("--max-steps", "1")
+
+
+def test_a_run_that_failed_leaves_its_folder_to_the_next(run_train: Runner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train.Trainer, "step", lambda *_, **__: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            run_train("--max-steps", "1")
+
+
 def test_a_run_starts_from_another_ones_generator(run_train: Runner):
     first = run_train("--max-steps", "2", name="first")
     run = run_train("--max-steps", "1", "--init-from", str(first), "--lr", "1e-12", name="second")
@@ -257,6 +301,89 @@ def test_the_best_weights_are_those_of_the_metric_asked_for(metric: str, best: C
     assert len(set(scored.values())) == 6
     _, _, about = read_generator(run / "generator-best.safetensors")
     assert int(about["step"]) == best(scored, key=scored.get)
+
+
+@pytest.mark.parametrize("due", ["--eval-every", "--sample-every"])
+def test_weights_after_a_fault_are_neither_evaluated_nor_drawn_nor_kept(
+    due: str, run_train: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a GPU, where nobody looks for faults while stepping."""
+    real = train.Trainer.step
+
+    def step(self, batch, **more):
+        self.raise_on_fault = lambda: None
+        if self.step_count == 1:
+            batch.image[0] = float("nan")
+        losses = real(self, batch, **more)
+        del self.raise_on_fault
+        return losses
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    every = {"--eval-every": "99", "--sample-every": "99", "--checkpoint-every": "99", "--report-every": "99", due: "2"}
+    with pytest.raises(NotFinite, match="batch is not finite at step 2"):
+        run_train("--max-steps", "9", *(word for flag in every.items() for word in flag))
+    run = tmp_path / "run"
+    assert not (run / "generator-best.safetensors").exists()
+    assert list(run.glob("samples/*")) == []
+    assert not any(name.startswith("val/") for row in history(run) for name in row)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_never_the_best(value: float, run_train: Runner, monkeypatch: pytest.MonkeyPatch):
+    scores = iter([{"psnr": value}, {"psnr": 20.0}, {"psnr": value}])
+    monkeypatch.setattr(run_module, "evaluate", lambda *_: next(scores))
+    run = run_train("--max-steps", "3", "--eval-every", "1")
+    _, _, about = read_generator(run / "generator-best.safetensors")
+    assert about["step"] == "2"
+
+
+def test_a_history_that_cannot_be_written_ends_the_run_in_one_line_and_nothing_is_lost_on_resume(
+    shards: Path, tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys
+):
+    real, file, aside = train.Trainer.step, tmp_path / "run/history.jsonl", tmp_path / "aside"
+
+    def step(self, batch, **more):
+        if self.step_count == 3:
+            file.rename(aside)
+            file.mkdir()
+        return real(self, batch, **more)
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    words = command(
+        shards, tmp_path / "run", "--report-every", "1", "--checkpoint-every", "2", "--max-steps", "5", *tiny
+    )
+    assert cli.run(train.main, words[3:]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {file}: cannot be written (Is a directory); free space")
+    assert said.count("\n") == 1
+    monkeypatch.undo()
+    file.rmdir()
+    aside.rename(file)
+    assert cli.run(train.main, words[3:]) == 0
+    assert [row["step"] for row in history(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("steps", ["4", "2"])
+@pytest.mark.parametrize("place", ["generator.safetensors", "README.md"])
+def test_a_full_disk_under_the_weights_is_a_warning_until_the_last_step_and_one_line_then(
+    place: str, steps: str, run_train: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self: Path, target: Path) -> Path:
+        if target == tmp_path / "run" / place and calls.append(target) is None and len(calls) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, target)
+
+    real, calls = Path.replace, []
+    monkeypatch.setattr(Path, "replace", full)
+    flags = ("--max-steps", steps, "--checkpoint-every", "2", "--eval-every", "99")
+    if steps == "2":
+        with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\); free space"):
+            run_train(*flags)
+    else:
+        run = run_train(*flags)
+        assert "No space left on device" in (run / "log.txt").read_text()
+        assert (run / "checkpoints/step-0000004").is_dir()
+        assert (run / place).is_file()
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_until_the_last_one(run_train: Runner, monkeypatch):

@@ -11,8 +11,9 @@ from inpaint_dist.config import TrainConfig
 from inpaint_dist.errors import UsageError
 from inpaint_dist.launch import Launch
 from inpaint_dist.models import PatchDiscriminatorConfig, SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.optimizers import schedule
 from inpaint_dist.recipes import RECIPES
-from inpaint_dist.trainer import NotFinite, Trainer, TrainerConfig, schedule
+from inpaint_dist.trainer import NotFinite, Trainer, TrainerConfig
 
 ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from inpaint_dist.errors import UserError
@@ -49,16 +50,25 @@ def test_weights_in_channels_last_are_written_too(tmp_path: Path) -> None:
     assert all(torch.equal(value, tensors[name]) for name, value in network.state_dict().items())
 
 
-def test_an_export_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("host.os.fsync", OSError("no space left on device")),
+        ("weights.save_file", SafetensorError("I/O error: no space left on device")),
+    ],
+)
+def test_an_export_that_fails_names_its_file_and_leaves_the_older_one(
+    place: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, config = tmp_path / GENERATOR, CONFIGS[0]
     export_generator(path, config, config.build().state_dict())
     before = path.read_bytes()
 
     def fail(*_: object) -> None:
-        raise OSError("no space left on device")
+        raise error
 
-    monkeypatch.setattr("inpaint_dist.host.os.fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(f"inpaint_dist.{place}", fail)
+    with pytest.raises(UserError, match=r"safetensors: cannot be written \(.*no space left on device\); free space"):
         export_generator(path, config, config.build().state_dict())
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

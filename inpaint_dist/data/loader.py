@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
+from inpaint_dist.chance import mix
 from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
-from inpaint_dist.data.order import Draw, SampleOrder, mix
+from inpaint_dist.data.order import Draw, SampleOrder
 from inpaint_dist.data.photos import decode_photo
 from inpaint_dist.data.shards import ShardIndex, ShardReader, decode_packed_mask, mask_extension
 from inpaint_dist.errors import UsageError, UserError

@@ -11,33 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-_MASK = 0xFFFF_FFFF_FFFF_FFFF
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def mix(*parts: int) -> int:
-    """Hash integers to 64 well-mixed bits.
-
-    The finaliser of SplitMix64 (Steele et al., Fast Splittable Pseudorandom Number Generators, 2014) over the parts in
-    turn. Our own, since numpy's generators may change their streams between versions.
-    """
-    state = 0
-    for part in parts:
-        state = (state + part + _GOLDEN) & _MASK
-        state = ((state ^ (state >> 30)) * _FIRST) & _MASK
-        state = ((state ^ (state >> 27)) * _SECOND) & _MASK
-        state ^= state >> 31
-    return state
-
-
-def mix_range(count: int, *parts: int) -> NDArray[np.uint64]:
-    """`mix(*parts, i)` for every i in [0, count), at numpy's speed."""
-    state = np.arange(count, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        state += np.uint64((mix(*parts) + _GOLDEN) & _MASK)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
-    return state ^ (state >> np.uint64(31))
+from inpaint_dist.chance import mix_range
 
 
 @lru_cache(maxsize=3)

@@ -5,13 +5,10 @@ the workers. Until the index is written, OUT/.unfinished holds the settings and 
 same command goes on from there, and no other may.
 """
 
-import fcntl
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -29,7 +26,7 @@ from inpaint_dist.data.sharding_plan import Plan, ShardingConfig, make_plan
 from inpaint_dist.data.sharding_workers import Job, JobResult, run_jobs
 from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, SPLITS, UNFINISHED, ShardError, ShardIndex, shard_name
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.host import PART, usable_cores, written_whole
+from inpaint_dist.host import PART, alone_in, usable_cores, written_whole
 
 __all__ = ["ShardingConfig", "ShardingReport", "make_shards"]
 
@@ -87,7 +84,7 @@ def make_shards(config: ShardingConfig) -> ShardingReport:
     _check_holes(config, plan)
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        with _alone_in(config.out):
+        with alone_in(config.out, UserError(f"--out {config.out}: another make_shards is writing there")):
             if _is_finished(config.out, plan.settings):
                 return _old_report(config.out, time.monotonic() - start)
             results = _make_missing(config, plan)
@@ -118,22 +115,6 @@ def _check_holes(config: ShardingConfig, plan: Plan) -> None:
         raise UsageError(
             f"--masks: on average {mean:.0%} of a mask is hole (white); {cure} --allow-large-holes accepts it"
         )
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder; it goes with the process, however that ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out {folder}: another make_shards is writing there") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:

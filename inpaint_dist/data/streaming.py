@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_uint8
+from inpaint_dist.chance import mix
 from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
-from inpaint_dist.data.order import mix, permutation
+from inpaint_dist.data.order import permutation
 from inpaint_dist.data.photos import decode_mask, decode_photo, fit_mask, fit_photo
 from inpaint_dist.errors import UserError
 

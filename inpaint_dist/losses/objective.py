@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inpaint_dist.errors import UsageError
 from inpaint_dist.losses.adversarial import AdversarialConfig, LeastSquaresConfig
+from inpaint_dist.losses.augmentation import Change
 from inpaint_dist.losses.perceptual import PerceptualConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig
 
@@ -41,6 +42,8 @@ class ObjectiveConfig:
     """Steps from one R1 penalty to the next; it counts that many times over (lazy: Karras et al., StyleGAN2, 2020)."""
     discriminator_sees: Literal["prediction", "composite"] = "prediction"
     """What is shown as fake, and to VGG16: the generator's raw output, or that pasted into the photo."""
+    augment: tuple[Change, ...] = ()
+    """What is changed at random, alike in photo, completion and mask, before D sees them (DiffAugment)."""
 
     def __post_init__(self) -> None:
         if self.r1_every < 1:
@@ -54,6 +57,11 @@ class ObjectiveConfig:
     def looks_at_features(self) -> bool:
         """Whether a term needs VGG16."""
         return self.perceptual_weight > 0 or self.style_weight > 0
+
+    @property
+    def needs_luck(self) -> bool:
+        """Whether something is chosen at random in a step."""
+        return bool(self.augment) or (self.looks_at_features and self.perceptual.window < 1)
 
     def weigh(self, terms: Terms) -> dict[str, Tensor]:
         """Each of the generator's terms times its weight, by name; their sum is its loss."""

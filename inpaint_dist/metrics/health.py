@@ -1,8 +1,8 @@
 """How healthy completions look, told from pictures alone: colour, seam, sharpness and grid of what fills the hole.
 
 Each figure compares the composite with its photo at the same pixels, and is a mean over images of a per-image figure,
-so that N ranks of batch B equal one of batch N·B. An image whose hole is too small for a figure, or leaves nothing known
-beside it, counts as healthy. Sums run in float32 or wider, and nothing here waits for the device.
+so that N ranks of batch B equal one of batch N·B. An image whose hole is too small for a figure, or leaves nothing
+known beside it, counts as healthy. Sums run in float32 or wider, and nothing here waits for the device.
 """
 
 import torch

@@ -28,6 +28,19 @@ def up(channels_in: int, channels_out: int) -> nn.Sequential:
     )
 
 
+def resize_up(channels_in: int, channels_out: int) -> nn.Sequential:
+    """Bilinear doubling + Conv2d (kernel 3) + BatchNorm2d + ELU: (B, C, H, W) → (B, C', 2H, 2W).
+
+    Without the grid that transposed convolutions learn to draw where a loss asks for texture (Odena et al., 2016).
+    """
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ELU(),
+    )
+
+
 def has_batch_statistics(network: nn.Module) -> bool:
     """Whether a sample's output depends on the other samples of its batch while training."""
     return bool(batch_norms(network))

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from inpaint_dist.errors import UserError
@@ -20,12 +21,16 @@ class History:
 
     Args:
         path: the file; it is made by the first `append`, its folder at once.
+
+    Raises:
+        UserError: the file cannot be read or cut.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._load_last()
+        with _usable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._load_last()
 
     @property
     def last_step(self) -> int | None:
@@ -39,6 +44,7 @@ class History:
 
         Raises:
             ValueError: the step lies before the last line's.
+            UserError: the disk is full or cannot be written; what a torn line held is made again on resume.
         """
         last = self.last_step
         if last is not None and step < last:
@@ -49,7 +55,7 @@ class History:
             self._end = self._last_start
         row.update({name: _finite(value) for name, value in values.items()})
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
+        with _usable(self.path), self.path.open("r+b" if self.path.exists() else "wb") as file:
             file.seek(self._end)  # a line that is joined grows, so writing over its start leaves no rest of it behind
             file.write(line)
             file.truncate()
@@ -62,12 +68,12 @@ class History:
             The number of lines removed.
 
         Raises:
-            UserError: a line in the middle of the file is damaged.
+            UserError: a line in the middle of the file is damaged, or the disk cannot be written.
         """
         if self.last_step is None or self.last_step <= step:
             return 0
         removed = 0
-        with written_whole(self.path) as part, part.open("wb") as file:
+        with _usable(self.path), written_whole(self.path) as part, part.open("wb") as file:
             for line, row in _parsed(self.path):
                 if _step(row) <= step:
                     file.write(line)
@@ -106,6 +112,15 @@ def rows(path: Path) -> Iterator[Row]:
 def read(path: Path) -> list[Row]:
     """All lines of a history file, as `rows` gives them."""
     return list(rows(path))
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cure = "free space or mend the disk, and the same command goes on from the last checkpoint"
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
 
 
 def _parsed(path: Path) -> Iterator[tuple[bytes, Row]]:

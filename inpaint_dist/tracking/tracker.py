@@ -97,7 +97,7 @@ class Tracker:
         resume_step: the step of the checkpoint that the run goes on from, 0 for a new run.
 
     Raises:
-        UserError: the history of the run to resume is damaged in its middle.
+        UserError: the history of the run to resume is damaged in its middle, or cannot be written.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Tracker:
         self._total_steps = total_steps
         self._history = histories.History(run_folder / "history.jsonl")
         self._undrawn, self._next_plot, self._plot_warned, self._closed = False, 0.0, False, False
+        self._log_warned = False
         if removed := self._history.truncate_to(resume_step):
             self.message(
                 f"history: cut back to step {resume_step} (lines removed: {removed}); those steps are made again"
@@ -124,7 +125,11 @@ class Tracker:
             self._wandb = _Wandb.open(run_folder, config, self._name, self.message)
 
     def report(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Write the values of a step to the history, the log and wandb; names as in `log_line`."""
+        """Write the values of a step to the history, the log and wandb; names as in `log_line`.
+
+        Raises:
+            UserError: the history cannot be written.
+        """
         self._history.append(step, values)
         self._undrawn = True
         self.message(log_line(step, self._total_steps, values))
@@ -167,9 +172,14 @@ class Tracker:
         self._next_plot = ended + (ended - started) / PLOT_SHARE
 
     def message(self, text: str) -> None:
-        """Print a line and keep it in log.txt, with the time there."""
-        with (self.run_folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        """Print a line and keep it in log.txt, with the time there; a log that cannot be written is one warning."""
+        try:
+            with (self.run_folder / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except OSError as error:
+            if not self._log_warned:
+                sys.stdout.write(f"warning: {self.run_folder / 'log.txt'} cannot be written: {_brief(error)}\n")
+            self._log_warned = True
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 

@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from inpaint_dist.data.order import SampleOrder, mix, mix_range, permutation, steps_for
+from inpaint_dist.chance import mix, mix_range, uniform
+from inpaint_dist.data.order import SampleOrder, permutation, steps_for
 
 
 def test_hashes_are_the_same_one_by_one_and_all_at_once():
@@ -60,3 +61,12 @@ def test_epochs_are_rounded_up_to_whole_steps(samples: int, epochs: int, batch: 
 def test_mirroring_bits_are_fair():
     bits = Counter(mix(0, epoch, index, 1) & 1 for epoch in range(20) for index in range(500))
     assert bits[1] == pytest.approx(5000, abs=200)
+
+
+def test_a_rows_random_numbers_are_those_of_its_place_whoever_draws_it():
+    whole = uniform(8, 3, 7, 1, start=0)
+    assert np.array_equal(whole[5:], uniform(3, 3, 7, 1, start=5))
+    assert whole.dtype == np.float32 and whole.min() >= 0 and whole.max() < 1
+    many = uniform(20_000, 2, 0, start=10**12)
+    assert many.mean(0) == pytest.approx(0.5, abs=0.01) and many.std(0) == pytest.approx(12**-0.5, abs=0.01)
+    assert not np.array_equal(whole, uniform(8, 3, 7, 2, start=0))

@@ -25,6 +25,7 @@ from inpaint_dist.data.shards import ShardIndex, ShardReader, mask_extension
 from inpaint_dist.data.tar import walk
 from inpaint_dist.data.verification import verify
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.host import alone_in
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
@@ -438,7 +439,8 @@ def _is_alive(pid: int) -> bool:
 
 def test_two_runs_into_one_folder_do_not_mix(photos: Path, masks: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
-    with sharding._alone_in(tmp_path / "out"), pytest.raises(UserError, match="another make_shards is writing there"):
+    taken = pytest.raises(UserError, match="another make_shards is writing there")
+    with alone_in(tmp_path / "out", ValueError()), taken:
         make(photos, masks, tmp_path / "out")
 
 

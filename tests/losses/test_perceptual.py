@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from inpaint_dist.batch import Batch
+from inpaint_dist.batch import LUCK, Batch
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.gan import InpaintingGAN
 from inpaint_dist.losses.objective import ObjectiveConfig
-from inpaint_dist.losses.perceptual import PerceptualConfig, VGG16Features, perceptual_distance, style_distance
+from inpaint_dist.losses.perceptual import (
+    PerceptualConfig,
+    VGG16Features,
+    cut_windows,
+    perceptual_distance,
+    style_distance,
+    window_corners,
+    window_size,
+)
 from inpaint_dist.models import PatchDiscriminatorConfig, UNetConfig
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "weights" / "lpips_vgg_trunk_and_lins.fp16.pth"
@@ -83,6 +91,58 @@ def test_both_terms_are_computed_only_where_they_have_a_weight(vgg16: Path):
         losses = game.generator_loss(batch, game.complete(batch))
         assert losses.terms.keys() - {"reconstruction", "adversarial"} == wanted
         assert all(losses.weighted[name] == weights[f"{name}_weight"] * losses.terms[name] > 0 for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "share", "expected"),
+    [(256, 256, 0.5, (128, 128)), (128, 96, 0.5, (64, 48)), (32, 32, 0.1, (16, 16)), (8, 40, 0.5, (8, 16))],
+)
+def test_a_window_is_a_share_of_the_picture_in_whole_sixteens(height: int, width: int, share: float, expected: tuple):
+    assert window_size(height, width, share) == expected
+
+
+def test_a_window_lies_around_a_pixel_of_the_hole_and_inside_the_picture():
+    mask = torch.zeros(3, 1, 64, 48)
+    mask[0, 0, 30, 20] = 1  # in the middle
+    mask[1, 0, 0, 47] = 1  # in a corner
+    for drawn in (0.0, 0.5, 0.999):
+        corners = window_corners(mask, torch.full((3,), drawn), (16, 32))
+        assert corners[:2].tolist() == [[22, 4], [0, 16]]
+        assert 0 <= corners[2, 0] <= 48 and 0 <= corners[2, 1] <= 16  # no hole at all
+    picture = torch.arange(64 * 48.0).view(1, 1, 64, 48).expand(3, 3, 64, 48)
+    cut = cut_windows(picture, corners, (16, 32))
+    assert torch.equal(cut[0], picture[0, :, 22:38, 4:36]) and torch.equal(cut[1], picture[1, :, :16, 16:])
+
+
+def test_every_pixel_of_a_hole_is_chosen_as_often_as_any_other():
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[0, 0, 1, 2] = mask[0, 0, 3, 0] = 1
+    drawn = torch.linspace(0, 0.999, 100)
+    corners = window_corners(mask.expand(100, 1, 4, 4), drawn, (1, 1))
+    assert corners[:50].unique(dim=0).tolist() == [[1, 2]] and corners[51:].unique(dim=0).tolist() == [[3, 0]]
+
+
+def test_a_window_costs_its_share_and_its_gradient_stays_inside_it(vgg16: Path):
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 8:12, 8:12] = 1
+    objective = ObjectiveConfig(
+        perceptual=PerceptualConfig(weights=vgg16, layers=("relu1_2",), window=0.5), perceptual_weight=1.0
+    )
+    shapes: list[tuple[int, ...]] = []
+    features = objective.perceptual.build()
+    features.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    critic = PatchDiscriminatorConfig(channels=(4, 8)).build()
+    game = InpaintingGAN(lambda masked, mask: masked + 0.1, critic, objective, features=features)
+    batch = Batch(image, mask, luck=torch.full((1, LUCK), 0.5))
+    completion = game.complete(batch)
+    completion.prediction.requires_grad_()
+    (pull,) = torch.autograd.grad(game.generator_loss(batch, completion).terms["perceptual"], completion.prediction)
+    assert shapes == [(1, 3, 32, 32)] * 2
+    assert pull[..., :32, :32].abs().sum() > 0 and pull[..., 32:, :].abs().sum() == pull[..., 32:].abs().sum() == 0
+    with pytest.raises(UsageError, match=r"--objective\.perceptual\.window 0"):
+        PerceptualConfig(window=0.0)
 
 
 @pytest.mark.skipif(not OFFICIAL.is_file(), reason="the official VGG16 is not beside the project")

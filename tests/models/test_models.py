@@ -7,20 +7,23 @@ import torch
 from torch import nn
 
 from inpaint_dist import models
-from inpaint_dist.batch import masked
+from inpaint_dist.batch import Batch, masked
 from inpaint_dist.errors import UsageError
+from inpaint_dist.gan import InpaintingGAN
+from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.models.blocks import has_batch_statistics
-from inpaint_dist.models.ffc_resnet import FourierUnit
+from inpaint_dist.models.fourier import FourierUnit
 from inpaint_dist.models.push_pull import push_pull
 from inpaint_dist.recipes import RECIPES
 
 SMALL = {
     models.SeedAutoencoderConfig: {"channels": (8, 16, 16)},
     models.UNetConfig: {"channels": (8, 16, 16)},
+    models.FFCUNetConfig: {"channels": (8, 16), "blocks": 2},
     models.FFCResNetConfig: {"base_channels": 4, "blocks": 2},
 }
 GENERATORS = get_args(models.GeneratorConfig)
-assert len(GENERATORS) >= 3
+assert len(GENERATORS) >= 4
 assert set(GENERATORS) == SMALL.keys()
 DISCRIMINATORS = get_args(models.DiscriminatorConfig)
 assert len(DISCRIMINATORS) >= 2
@@ -53,12 +56,13 @@ def test_a_generator_gives_a_whole_picture_for_any_multiple_of_its_size(kind: ty
 @every_generator
 @pytest.mark.parametrize("training", [True, False])
 def test_what_a_hole_hides_does_not_change_a_generators_output(kind: type, training: bool):
-    network = small(kind).train(training)
+    game = InpaintingGAN(small(kind).train(training), models.PatchDiscriminatorConfig().build(), ObjectiveConfig())
     image, mask = a_batch()
+    found = game.complete(Batch(image, mask)).prediction
     other = torch.where(mask > 0.5, torch.rand_like(image), image)
-    assert torch.equal(network(masked(image, mask), mask), network(masked(other, mask), mask))
+    assert torch.equal(found, game.complete(Batch(other, mask)).prediction)
     seen = torch.where(mask > 0.5, image, torch.rand_like(image))
-    assert not torch.equal(network(masked(image, mask), mask), network(masked(seen, mask), mask))
+    assert not torch.equal(found, game.complete(Batch(seen, mask)).prediction)
 
 
 @every_generator
@@ -93,7 +97,8 @@ def test_the_seed_is_made_of_the_layers_it_was_given_with():
 
 
 @pytest.mark.parametrize(
-    ("name", "generator", "discriminator"), [("seed", 13_904_195, 692_449), ("unet", 4_182_943, 692_449)]
+    ("name", "generator", "discriminator"),
+    [("seed", 13_904_195, 692_449), ("unet", 4_182_943, 692_449), ("mend", 958_899, 692_449)],
 )
 def test_parameter_counts_are_those_of_the_documentation(name: str, generator: int, discriminator: int):
     built = (RECIPES[name].generator.build(), RECIPES[name].discriminator.build())
@@ -140,8 +145,11 @@ def test_the_spectrum_is_computed_in_float32_and_comes_back_in_the_size_and_prec
 
 
 def test_a_global_share_that_leaves_a_branch_empty_is_refused():
-    with pytest.raises(UsageError, match=r"--generator\.global-share 1\.0"):
-        models.FFCResNetConfig(global_share=1.0)
+    for config in (models.FFCResNetConfig, models.FFCUNetConfig):
+        with pytest.raises(UsageError, match=r"--generator\.global-share 1\.0"):
+            config(global_share=1.0)
+    with pytest.raises(UsageError, match=r"--generator\.blocks 0"):
+        models.FFCUNetConfig(blocks=0)
 
 
 @pytest.mark.parametrize("kind", DISCRIMINATORS)
@@ -150,14 +158,37 @@ def test_a_discriminator_gives_a_map_of_scores_and_the_features_of_every_layer_b
     assert judgement.scores.shape[:2] == (2, 1) and judgement.scores.shape[-1] > 1
     assert len(judgement.features) >= 3
     assert all(features.shape[0] == 2 and features.requires_grad for features in judgement.features)
-    assert kind(channels=(4, 8, 8)).sigmoid == bool(judgement.scores.min() >= 0 and "sigmoid" in repr(kind)) or kind(
-        channels=(4, 8, 8)
-    ).sigmoid in (True, False)
 
 
-def test_an_untrained_unet_is_its_push_pull_base():
+SQUASHED_AND_RAW = (
+    models.PatchDiscriminatorConfig(channels=(4, 8, 8), sigmoid=True),
+    models.PatchDiscriminatorConfig(channels=(4, 8, 8), sigmoid=False),
+    models.FeatureDiscriminatorConfig(channels=(4, 8, 8)),
+)
+assert {type(config) for config in SQUASHED_AND_RAW} == set(DISCRIMINATORS)
+
+
+@pytest.mark.parametrize("config", SQUASHED_AND_RAW, ids=repr)
+def test_scores_lie_between_0_and_1_where_the_config_says_so_and_only_there(config: models.DiscriminatorConfig):
+    torch.manual_seed(0)
+    network = config.build()
+    for parameter in network.parameters():  # scores that are all near 0 would tell nothing
+        nn.init.normal_(parameter, std=0.5)
+    scores = network(torch.randn(2, 3, 32, 32)).scores
+    assert bool((scores.min() >= 0) & (scores.max() <= 1)) == config.sigmoid
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        models.UNetConfig(channels=(8, 16)),
+        models.FFCUNetConfig(channels=(8, 16)),
+        models.FFCUNetConfig(channels=(8, 16), upsampling="transposed"),
+    ],
+)
+def test_an_untrained_network_on_a_base_is_its_push_pull_base(config: models.GeneratorConfig):
     image, mask = a_batch()
-    network = models.UNetConfig(channels=(8, 16)).build()
+    network = config.build()
     assert torch.equal(network(masked(image, mask), mask), push_pull(masked(image, mask), mask))
 
 

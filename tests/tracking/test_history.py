@@ -114,7 +114,7 @@ def test_a_cut_that_fails_leaves_the_history_as_it_was(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("inpaint_dist.host.os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"history\.jsonl: cannot be written \(disk full\)"):
         history.truncate_to(1)
     assert path.read_bytes() == before
 

@@ -86,6 +86,18 @@ def test_a_plot_that_fails_is_one_warning_and_the_run_goes_on(tmp_path, capsys, 
     assert [("step-0000003.png" in line) for line in warnings] == [False, True]
 
 
+def test_a_log_that_cannot_be_written_is_one_warning_and_the_run_goes_on(tmp_path, capsys):
+    run = opened(tmp_path)
+    (tmp_path / "log.txt").mkdir()
+    for step in (1, 2):
+        run.report(step, LOSSES)
+    run.close("finished")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["warning:", "step", "step"]
+    assert "log.txt cannot be written" in lines[0]
+    assert len(read(tmp_path / "history.jsonl")) == 2
+
+
 def test_drawing_takes_at_most_a_fiftieth_of_the_time_and_only_for_something_new(tmp_path, monkeypatch):
     clock, drawn = [1000.0], []
     monkeypatch.setattr(tracker, "time", types.SimpleNamespace(monotonic=lambda: clock[0], strftime=lambda _: "now"))

@@ -1,0 +1,281 @@
+"""Quality against minutes: every recipe trained for the same time on the same photos, scored on the same holes.
+
+python -m benchmarks.race --shards DIR --photos DIR --masks DIR --minutes 10 --rows seed unet mend lama-small
+
+A row is a recipe, or one of the variants of benchmarks/variants.py. Each trains in a folder of its own under --work and
+goes on there when the command is given again; a row that is done is not trained a second time. Its length in steps is
+set beforehand: the time over that of its median step. On a GPU time is the clock's; on a CPU it is the process's CPU
+time, with a minute meaning all cores for a minute.
+"""
+
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from benchmarks.quality import BASE, OPENCV, fill_by_opencv
+from benchmarks.variants import ROWS
+from inpaint_dist import cli
+from inpaint_dist.batch import Batch, composite, masked
+from inpaint_dist.config import TrainConfig
+from inpaint_dist.data.pairs import PhotoSet
+from inpaint_dist.data.shards import ShardIndex
+from inpaint_dist.errors import UsageError
+from inpaint_dist.evaluation import Completer, eight_bits
+from inpaint_dist.host import usable_cores, written_whole
+from inpaint_dist.inpainter import Inpainter
+from inpaint_dist.launch import Launch, LaunchConfig, open_launch
+from inpaint_dist.metrics.intervals import bootstrap_interval, buckets
+from inpaint_dist.models.push_pull import push_pull
+from inpaint_dist.run_folder import Start
+from inpaint_dist.scoring import ALL_METRICS, Measured, measure, summarise
+from inpaint_dist.train import build_trainer, open_data, train
+from inpaint_dist.trainer import count_parameters
+
+WARM, TIMED = 2, 8
+"""Steps that are run before the ones that tell a row's cost, and those."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceConfig:
+    """Who races, for how long, on what."""
+
+    shards: Path
+    """Folder of shards to train on."""
+    photos: Path
+    """Folder of photos to score on, fitted to the shards' size."""
+    masks: Path
+    """Folder of masks for them, white = hole; each photo's is drawn by a hash of its key."""
+    rows: tuple[str, ...] = ("seed", "unet", "mend", "lama-small")
+    """Recipes or variants."""
+    minutes: float = 10.0
+    """Training time of each row."""
+    metrics: tuple[str, ...] = ("psnr", "hole_l1", "lpips_alex", "kid")
+    """What is scored."""
+    limit: int | None = None
+    """Score that many photos, spread evenly over the folder."""
+    at_once: int = 1
+    """Rows that train side by side, sharing the cores; only without a GPU."""
+    seed: int = 0
+    """Of every training."""
+    work: Path = Path("runs/race")
+    """Where the runs are."""
+    name: str = "race"
+    """Of the report: benchmarks/results/NAME.json."""
+
+    def __post_init__(self) -> None:
+        if unknown := [row for row in self.rows if row not in ROWS]:
+            raise UsageError(f"--rows {' '.join(unknown)}: choose of {', '.join(ROWS)}")
+        if unknown := [name for name in self.metrics if name not in ALL_METRICS]:
+            raise UsageError(f"--metrics {' '.join(unknown)}: choose of {', '.join(ALL_METRICS)}")
+        if not self.minutes > 0:
+            raise UsageError(f"--minutes {self.minutes}: give more than 0")
+        for flag in ("limit", "at_once"):
+            value = getattr(self, flag)
+            if value is not None and value < 1:
+                raise UsageError(f"--{flag.replace('_', '-')} {value}: give at least 1")
+        if self.at_once > 1 and torch.cuda.is_available():
+            raise UsageError("--at-once: rows take turns on a GPU")
+
+    @property
+    def threads(self) -> int:
+        """Of a row."""
+        return max(1, usable_cores() // self.at_once)
+
+    @property
+    def seconds(self) -> float:
+        """Of the clock on a GPU, of CPU time without one."""
+        return self.minutes * 60 * (1 if torch.cuda.is_available() else usable_cores())
+
+
+def folder_of(race: RaceConfig, row: str) -> Path:
+    """A row's run."""
+    return race.work / row.replace("/", "-")
+
+
+def config_of(race: RaceConfig, row: str) -> TrainConfig:
+    """A row as a training run: its own recipe, everybody's data; nothing is drawn or evaluated before the end."""
+    base = ROWS[row]
+    never = 10**9
+    return replace(
+        base,
+        output_dir=folder_of(race, row),
+        seed=race.seed,
+        eval_every=never,
+        checkpoint_every=never,
+        data=replace(base.data, shards=str(race.shards), workers=None if torch.cuda.is_available() else 0),
+        launch=LaunchConfig(threads=race.threads),
+        tracking=replace(base.tracking, report_to="none", sample_every=never),
+    )
+
+
+def clock() -> float:
+    """Seconds of what a row may spend."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def step_cost(config: TrainConfig) -> tuple[float, int]:
+    """Seconds of a row's median step, and the generator's number of parameters."""
+    with open_launch(config.launch) as launch:
+        sources = open_data(replace(config, max_steps=WARM + TIMED), launch)
+        trainer = build_trainer(config, launch, sources, Start(0, None, []))
+        costs, since = [], clock()
+        for batch in sources.loader.batches(0, WARM + TIMED):
+            trainer.step(batch)
+            costs.append(-since + (since := clock()))
+        return statistics.median(costs[WARM:]), count_parameters(trainer.generator.parameters())
+
+
+def train_row(race: RaceConfig, row: str) -> None:
+    """Train a row, in a process of its own, and write down what it took."""
+    config, plan = config_of(race, row), folder_of(race, row).with_suffix(".json")
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = json.loads(plan.read_text()) if plan.exists() else {}
+    if "seconds" in told:
+        return
+    if not told:
+        cost, parameters = step_cost(config)
+        told = {"steps": max(1, round(race.seconds / cost)), "parameters": parameters, "seconds a step": round(cost, 4)}
+        _write(plan, told)
+    since = clock()
+    train(replace(config, max_steps=told["steps"]))
+    _write(plan, told | {"seconds": round(clock() - since, 1)})
+
+
+def _write(path: Path, plain: object) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(plain, indent=1))
+
+
+def train_all(race: RaceConfig) -> None:
+    """Train what is not trained yet.
+
+    Raises:
+        UsageError: a row failed, after all others had their turn.
+    """
+    spawn = multiprocessing.get_context("spawn")
+
+    def run(row: str) -> int | None:
+        process = spawn.Process(target=train_row, args=(race, row))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    with ThreadPoolExecutor(race.at_once) as pool:
+        codes = dict(zip(race.rows, pool.map(run, race.rows), strict=True))
+    if failed := [row for row, code in codes.items() if code]:
+        raise UsageError(
+            f"--rows {' '.join(failed)}: these did not reach their end; the same command goes on with them"
+        )
+
+
+def systems(race: RaceConfig, size: int, device: torch.device) -> dict[str, Completer]:
+    """Every row's generator, then what learned nothing."""
+    found: dict[str, Completer] = {}
+    for row in race.rows:
+        inpainter = Inpainter.load(folder_of(race, row), device=device.type)  # pyright: ignore[reportArgumentType]
+        if size % inpainter.size_multiple:
+            raise UsageError(f"--rows {row}: takes pictures of a multiple of {inpainter.size_multiple}, not {size}")
+        found[row] = inpainter.network
+    return found | {BASE: push_pull} | {name: partial(fill_by_opencv, method) for name, method in OPENCV.items()}
+
+
+def score(race: RaceConfig, pairs: PhotoSet, launch: Launch) -> dict[str, Measured]:
+    """Score all of them on the same holes."""
+    assert pairs.size is not None
+    scored: dict[str, Measured] = {}
+    for name, complete in systems(race, pairs.size, launch.device).items():
+
+        def fill(_: Sequence[int], batch: Batch, complete: Completer = complete) -> torch.Tensor:
+            prediction = complete(masked(batch.image, batch.mask), batch.mask)
+            return eight_bits(composite(prediction, batch.image, batch.mask))
+
+        scored[name] = measure(pairs, fill, race.metrics, launch)
+    return scored
+
+
+def figures_of(race: RaceConfig, scored: dict[str, Measured]) -> dict[str, Any]:
+    """Of each system: what it took, its figures, and how far it is from push-pull, photo by photo."""
+    base, told = scored[BASE], {}
+    for name, measured in scored.items():
+        plan = folder_of(race, name).with_suffix(".json")
+        told[name] = {
+            "training": json.loads(plan.read_text()) if name in race.rows else None,
+            **summarise(measured, race.metrics),
+        }
+        for bucket, chosen in buckets(measured.ratios).items():
+            names = [metric for metric in measured.scores if metric in race.metrics]
+            gaps = np.stack([measured.scores[metric] - base.scores[metric] for metric in names], axis=1)[chosen]
+            columns = zip(names, gaps.mean(0), *bootstrap_interval(gaps), strict=True)
+            told[name][bucket][f"difference to {BASE}"] = {
+                metric: dict(zip(("mean", "low", "high"), (round(float(value), 5) for value in values), strict=True))
+                for metric, *values in columns
+            }
+    return told
+
+
+def table(race: RaceConfig, figures: dict[str, Any]) -> list[str]:
+    """The figures over all photos, best LPIPS first where it was scored."""
+    by = next((name for name in ("lpips_alex", "hole_l1", "psnr") if name in race.metrics), race.metrics[0])
+    ranked = sorted(figures, key=lambda name: figures[name]["all"][by]["mean"], reverse=by == "psnr")
+    lines = [f"{'':<28}{'steps':>7}" + "".join(f"{metric:>26}" for metric in race.metrics)]
+    for name in ranked:
+        whole, training = figures[name]["all"], figures[name]["training"]
+        cells = [_cell(whole[metric]) for metric in race.metrics]
+        lines.append(
+            f"{name:<28}{training['steps'] if training else '-':>7}" + "".join(f"{cell:>26}" for cell in cells)
+        )
+    return lines
+
+
+def _cell(part: dict[str, float]) -> str:
+    if "value" in part:
+        return f"{part['value']:.2f}"
+    if "deviation" in part:
+        return f"{part['mean']:.4f} ± {part['deviation']:.4f}"
+    return f"{part['mean']:.4f} [{part['low']:.4f}, {part['high']:.4f}]"
+
+
+def main(argv: Sequence[str]) -> int:
+    race = cli.parse(
+        RaceConfig,
+        argv,
+        prog="python -m benchmarks.race",
+        description="Train recipes for equal minutes and score them.",
+    )
+    size = ShardIndex.load(race.shards, "train").size
+    train_all(race)
+    with open_launch(LaunchConfig(mixed_precision="no")) as launch:
+        pairs = PhotoSet(race.photos, race.masks, pairing="pool", size=size, limit=race.limit)
+        figures = figures_of(race, score(race, pairs, launch))
+    print("\n".join(table(race, figures)))
+    path = report.write_report(
+        race.name,
+        figures,
+        minutes=race.minutes,
+        time="the clock's" if torch.cuda.is_available() else f"CPU time over {usable_cores()} cores",
+        trained_on=f"train split of {race.shards.resolve().name}",
+        scored_on=f"{len(pairs)} photos of {race.photos.resolve().name}, masks of {race.masks.resolve().name}",
+        size=size,
+        seed=race.seed,
+    )
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,110 @@
+"""The race: equal time for all, trained once, scored on the same holes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import race as module
+from benchmarks.quality import BASE
+from benchmarks.race import RaceConfig, figures_of, folder_of, score, step_cost, table, train_row
+from benchmarks.variants import MEND, ROWS, VARIANTS
+from inpaint_dist.config import TrainConfig
+from inpaint_dist.data.pairs import PhotoSet
+from inpaint_dist.errors import UsageError
+from inpaint_dist.launch import Launch
+from inpaint_dist.models import PatchDiscriminatorConfig, UNetConfig
+from inpaint_dist.recipes import RECIPES
+
+ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
+
+
+@pytest.fixture
+def tiny_row(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """A row named tiny, which trains in milliseconds."""
+    unet = RECIPES["unet"]
+    row = replace(
+        unet,
+        generator=UNetConfig(channels=(4, 8)),
+        discriminator=PatchDiscriminatorConfig(channels=(4, 8)),
+        data=replace(unet.data, batch_size=2),
+    )
+    monkeypatch.setattr(module, "ROWS", {"tiny": row})
+    return row
+
+
+def a_race(shards: Path, tmp_path: Path) -> RaceConfig:
+    for name, pixels in (("photos", (32, 40, 3)), ("masks", (32, 32))):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            noise = np.random.RandomState(number).randint(0, 256, pixels).astype(np.uint8)
+            picture = noise if name == "photos" else np.where(noise > 170, 255, 0).astype(np.uint8)
+            cv2.imwrite(str(tmp_path / name / f"{number}.png"), picture)
+    return RaceConfig(
+        shards=shards,
+        photos=tmp_path / "photos",
+        masks=tmp_path / "masks",
+        rows=("tiny",),
+        minutes=0.1,
+        metrics=("psnr", "hole_l1"),
+        work=tmp_path / "race",
+    )
+
+
+def test_a_row_trains_once_for_the_steps_that_its_time_holds_and_is_scored_beside_what_learned_nothing(
+    shards: Path, tmp_path: Path, tiny_row: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    race = a_race(shards, tmp_path)
+    monkeypatch.setattr(module, "step_cost", lambda config: (race.seconds / 3, 7))
+    train_row(race, "tiny")
+    told = json.loads(folder_of(race, "tiny").with_suffix(".json").read_text())
+    assert told["steps"] == 3 and told["parameters"] == 7 and told["seconds"] > 0
+    steps = [json.loads(line)["step"] for line in (race.work / "tiny/history.jsonl").read_text().splitlines()]
+    assert steps[-1] == 3
+    monkeypatch.setattr(module, "train", lambda config: pytest.fail("trained a second time"))
+    train_row(race, "tiny")
+
+    pairs = PhotoSet(race.photos, race.masks, pairing="pool", size=32)
+    figures = figures_of(race, score(race, pairs, ALONE))
+    assert figures.keys() == {"tiny", BASE, "telea", "navier-stokes"}
+    assert figures["tiny"]["training"] == told and figures[BASE]["training"] is None
+    assert all(part["all"]["photos"] == 4 for part in figures.values())
+    own = figures[BASE]["all"][f"difference to {BASE}"]["psnr"]
+    assert own == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    apart = figures["telea"]["all"][f"difference to {BASE}"]["psnr"]
+    means = [figures[name]["all"]["psnr"]["mean"] for name in ("telea", BASE)]
+    assert apart["mean"] == pytest.approx(means[0] - means[1], abs=2e-5) and apart["low"] < apart["mean"]
+    lines = table(race, figures)
+    listed = [line.split()[0] for line in lines[1:]]
+    assert listed == sorted(figures, key=lambda name: figures[name]["all"]["hole_l1"]["mean"])
+
+
+def test_a_rows_cost_is_that_of_its_median_step(shards: Path, tiny_row: TrainConfig):
+    config = replace(tiny_row, data=replace(tiny_row.data, shards=str(shards), workers=0))
+    cost, parameters = step_cost(config)
+    assert cost > 0
+    assert parameters == sum(p.numel() for p in tiny_row.generator.build().parameters())
+
+
+def test_every_variant_differs_from_mend_and_carries_a_name_of_its_own():
+    assert len(VARIANTS) >= 10
+    assert all(name.startswith("mend/") and variant != MEND for name, variant in VARIANTS.items())
+    assert ROWS.keys() == RECIPES.keys() | VARIANTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"rows": ("none",)}, "--rows none"),
+        ({"metrics": ("beauty",)}, "--metrics beauty"),
+        ({"minutes": 0.0}, r"--minutes 0\.0"),
+        ({"at_once": 0}, "--at-once 0"),
+    ],
+)
+def test_a_race_that_cannot_be_run_is_refused(settings: dict, flag: str):
+    with pytest.raises(UsageError, match=flag):
+        RaceConfig(shards=Path("s"), photos=Path("p"), masks=Path("m"), **settings)
