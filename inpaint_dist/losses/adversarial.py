@@ -7,7 +7,7 @@ batch are of one size, so that the mean over everything is the mean over images 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from inpaint_dist.batch import Image, Judgement, Mask, Scores
 
 
+@runtime_checkable
 class AdversarialLoss(Protocol):
     """What the game asks of a loss."""
 

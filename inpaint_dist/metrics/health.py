@@ -40,19 +40,22 @@ def picture_health(composite: Image, image: Image, mask: Mask) -> dict[str, Floa
         inside, edges = _inside(hole), _edges(hole)
         bends = [_laplacian(picture) for picture in pictures]
         return {
-            "health/colour_gap": _excess(*(_gap(picture, hole) for picture in pictures)),
-            "health/border": _ratio(*(_step(picture, edges) for picture in pictures), _count(*edges)),
-            "health/sharpness": _ratio(*(_mean(bend.abs(), inside) for bend in bends), _count(inside)),
-            "health/checkerboard": _ratio(*(_grid(bend, inside) for bend in bends), _count(inside)),
+            "health/colour_gap": _excess([_gap(picture, hole) for picture in pictures]),
+            "health/border": _ratio([_step(picture, edges) for picture in pictures], _count(*edges)),
+            "health/sharpness": _ratio([_mean(bend.abs(), inside) for bend in bends], _count(inside)),
+            "health/checkerboard": _ratio([_grid(bend, inside) for bend in bends], _count(inside)),
         }
 
 
-def _ratio(mine: Tensor, theirs: Tensor, count: Tensor) -> Tensor:
-    """Mean over images of a figure (B,) over the photo's (B,); 1 where it was taken from too few."""
+def _ratio(figures: list[Tensor], count: Tensor) -> Tensor:
+    """Mean over images of the composite's figure (B,) over the photo's (B,); 1 where it was taken from too few."""
+    mine, theirs = figures
     return torch.where(count >= SMALLEST, (mine + FLOOR) / (theirs + FLOOR), 1.0).mean()
 
 
-def _excess(mine: Tensor, theirs: Tensor) -> Tensor:
+def _excess(figures: list[Tensor]) -> Tensor:
+    """Mean over images of what the composite's figure (B,) exceeds the photo's (B,) by."""
+    mine, theirs = figures
     return (mine - theirs).clamp_min(0.0).mean()
 
 
