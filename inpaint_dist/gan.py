@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inpaint_dist.batch import Batch, Completion, Image, Judgement, Luck, Mask, composite, masked
-from inpaint_dist.losses.adversarial import AdversarialLoss, feature_distance, r1_penalty
+from inpaint_dist.losses.adversarial import AdversarialLoss, accuracy, feature_distance, r1_penalty
 from inpaint_dist.losses.augmentation import augment_image, augment_mask
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.perceptual import cut_windows, perceptual_distance, style_distance, window_corners, window_size
@@ -21,7 +21,7 @@ Features: TypeAlias = Callable[[Image], list[Tensor]]
 
 @dataclass(frozen=True)
 class DiscriminatorLosses:
-    """D's loss, and the mean scores that tell how well it does."""
+    """D's loss, and what tells how well it does."""
 
     total: Tensor
     """What D is stepped by, R1 included where it was asked for."""
@@ -31,6 +31,10 @@ class DiscriminatorLosses:
     """Mean score of photos, detached."""
     fake: Tensor
     """Mean score of completions, detached."""
+    accuracy_real: Tensor
+    """Share of photos' patches that D calls real, 0..1."""
+    accuracy_fake: Tensor
+    """Share of completions' patches that D calls fake, of those it is asked to, 0..1."""
     r1: Tensor | None
     """The penalty at photos, unweighted and detached, where it was asked for."""
 
@@ -98,11 +102,14 @@ class InpaintingGAN:
         if penalise:
             r1 = r1_penalty(self.judge, real_image)
             total = total + self.objective.r1_weight * self.objective.r1_every * r1
+        accuracy_real, accuracy_fake = accuracy(self.adversarial, real, fake, mask)
         return DiscriminatorLosses(
             total,
             adversarial=adversarial.detach(),
             real=real.detach().to(adversarial.dtype).mean(),
             fake=fake.detach().to(adversarial.dtype).mean(),
+            accuracy_real=accuracy_real,
+            accuracy_fake=accuracy_fake,
             r1=r1 if r1 is None else r1.detach(),
         )
 

@@ -15,6 +15,7 @@ from inpaint_dist.errors import UserError
 from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, Ruler, evaluate
 from inpaint_dist.launch import Launch
 from inpaint_dist.run_folder import CHECKPOINTS, Start, read_checkpoint
+from inpaint_dist.tracking.health import Health
 from inpaint_dist.tracking.meter import Meter
 from inpaint_dist.tracking.tracker import NullTracker, Tracker
 from inpaint_dist.trainer import Trainer, count_parameters
@@ -36,6 +37,7 @@ class Run:
         self.best: dict[str, float] = {}
         self.tracker = self._open_tracker() if launch.is_main else NullTracker()
         self.meter = Meter(sources.loader.global_batch, self.total)
+        self.health = Health(self.total)
         self._shown: Batch | None = None
         self.every = {
             "report": config.tracking.report_every,
@@ -66,6 +68,8 @@ class Run:
         if (saved := read_checkpoint(self.start)) is None:
             return
         self.trainer.load_state(saved.tensors, saved.state["trainer"])
+        if "health" in saved.state:
+            self.health.load_state(saved.state["health"])
         if saved.state["validation"] == self._validation_fingerprint():
             self.scores, self.best = saved.state["scores"], saved.state["best"]
         before = saved.state["total_steps"]
@@ -102,6 +106,7 @@ class Run:
         if self.launch.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated(self.launch.device) / 2**30
         self.tracker.report(step, values)
+        self.say(*(f"health: {sentence}" for sentence in self.health.report(step, values)))
         self.tracker.plot()
         self.meter.skip()
 
@@ -153,6 +158,7 @@ class Run:
             "total_steps": self.total,
             "scores": self.scores,
             "best": self.best,
+            "health": self.health.state(),
             "validation": self._validation_fingerprint(),
         }
 

@@ -17,6 +17,7 @@ from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch
 from inpaint_dist.losses.objective import ObjectiveConfig
+from inpaint_dist.metrics.health import picture_health
 from inpaint_dist.models.blocks import batch_norms, has_batch_statistics, kept_statistics
 from inpaint_dist.models.sync_batchnorm import synchronise_batch_norm
 from inpaint_dist.optimizers import load_optimizer, optimizer_tensors, schedule
@@ -144,7 +145,7 @@ class Trainer:
 
         Returns this rank's losses, detached and still on the device: reading them is what costs (see `read`). With
         `measure`, the gradient norms of the generator's terms at its output are among them, at the price of one more
-        backward pass of the discriminator.
+        backward pass of the discriminator, and the health of the batch's composites.
 
         Raises:
             NotFinite: on a CPU at once; on a GPU when `raise_on_fault` looks. No weight moves from the fault on.
@@ -188,10 +189,12 @@ class Trainer:
                     losses = self.gan.discriminator_loss(part, completion, penalise=penalise)
                 self._scaler_d.scale(losses.total / len(parts)).backward()
             penalty = [losses.r1] if losses.r1 is not None else []
-            means.append(torch.stack([losses.total.detach(), losses.adversarial, losses.real, losses.fake, *penalty]))
+            scores = [losses.real, losses.fake, losses.accuracy_real, losses.accuracy_fake]
+            means.append(torch.stack([losses.total.detach(), losses.adversarial, *scores, *penalty]))
         total, *shown = torch.stack(means).mean(0)
         norm = self._update(self.discriminator, self.optimizer_d, self._scaler_d, total, "d")
-        return dict(zip(("d/loss", "d/real", "d/fake", "d/r1"), shown, strict=False)) | {"norm/d": norm}
+        names = ("d/loss", "d/real", "d/fake", "d/accuracy_real", "d/accuracy_fake", "d/r1")
+        return dict(zip(names, shown, strict=False)) | {"norm/d": norm}
 
     def _step_generator(self, parts: list[Batch], completions: list[Completion], *, measure: bool) -> dict[str, Tensor]:
         means: dict[str, list[Tensor]] = {}
@@ -202,7 +205,7 @@ class Trainer:
                     if len(parts) > 1:
                         completion = self.gan.complete(part)
                     losses = self.gan.generator_loss(part, completion)
-                for name, value in self._measured(losses, completion, measure=measure):
+                for name, value in self._measured(losses, part, completion, measure=measure):
                     means.setdefault(name, []).append(value)
                 self._scaler_g.scale(losses.total / len(parts)).backward()
         self.discriminator.requires_grad_(True)
@@ -211,9 +214,9 @@ class Trainer:
         return mean | {"norm/g": norm}
 
     def _measured(
-        self, losses: GeneratorLosses, completion: Completion, *, measure: bool
+        self, losses: GeneratorLosses, batch: Batch, completion: Completion, *, measure: bool
     ) -> Iterator[tuple[str, Tensor]]:
-        """The generator's loss, its unweighted terms, and at wish each weighted term's pull on the output."""
+        """The generator's loss, its unweighted terms; at wish each weighted term's pull, and the pictures' health."""
         yield "g/loss", losses.total.detach()
         for name, term in losses.terms.items():
             yield f"g/{name}", term.detach()
@@ -223,6 +226,8 @@ class Trainer:
             # The mean over images of one image's own pull: the same on any number of ranks and parts.
             wide = pull.flatten(1).to(torch.promote_types(pull.dtype, torch.float32)) / scale
             yield f"grad/{name}", len(pull) * torch.linalg.vector_norm(wide, dim=1).mean()
+        if measure:
+            yield from picture_health(completion.composite, batch.image, batch.mask).items()
 
     def _update(
         self,

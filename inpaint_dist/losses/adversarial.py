@@ -7,7 +7,7 @@ batch are of one size, so that the mean over everything is the mean over images 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,14 @@ from torch import Tensor, nn
 from inpaint_dist.batch import Image, Judgement, Mask, Scores
 
 
+@runtime_checkable
 class AdversarialLoss(Protocol):
     """What the game asks of a loss."""
+
+    threshold: float
+    """Scores above it say real."""
+    mask_as_fake_target: bool
+    """Whether D is to call real what no hole touches in a completion."""
 
     def discriminator(self, real: Scores, fake: Scores, mask: Mask) -> Float[Tensor, ""]:
         """D's loss on photos plus D's loss on completions, whose holes `mask` tells."""
@@ -42,6 +48,9 @@ class LeastSquaresConfig:
 
 class LeastSquares:
     """D pushes real scores to 1 and fake ones to 0; G pushes the fake ones to 1."""
+
+    threshold = 0.5
+    mask_as_fake_target = False
 
     def __init__(self) -> None:
         self.mse = nn.MSELoss()
@@ -77,6 +86,8 @@ class NonSaturatingConfig:
 class NonSaturating:
     """D: -log s(real) - log(1 - s(fake)), G: -log s(fake), with s the logistic function of a score."""
 
+    threshold = 0.0
+
     def __init__(self, config: NonSaturatingConfig) -> None:
         self.mask_as_fake_target = config.mask_as_fake_target
 
@@ -107,6 +118,9 @@ class HingeConfig:
 class Hinge:
     """D: max(0, 1 - real) + max(0, 1 + fake), G: -fake."""
 
+    threshold = 0.0
+    mask_as_fake_target = False
+
     def discriminator(self, real: Scores, fake: Scores, mask: Mask) -> Float[Tensor, ""]:  # noqa: ARG002
         """D's loss on photos plus D's loss on completions: nothing to gain beyond scores of 1 and -1."""
         return F.relu(1.0 - _wide(real)).mean() + F.relu(1.0 + _wide(fake)).mean()
@@ -114,6 +128,19 @@ class Hinge:
     def generator(self, fake: Scores) -> Float[Tensor, ""]:
         """G's loss: lower the higher its completions score."""
         return -_wide(fake).mean()
+
+
+def accuracy(loss: AdversarialLoss, real: Scores, fake: Scores, mask: Mask) -> tuple[Tensor, Tensor]:
+    """Shares of photos' patches that D calls real, and of completions' that it calls fake, in 0..1 and detached.
+
+    Means over images of each one's share, so that N ranks equal one. With the mask as fake target only patches that the
+    hole touches are to be called fake; a completion without one counts half, as a guess does.
+    """
+    real, fake = _wide(real.detach()), _wide(fake.detach())
+    asked = touched(mask, fake).to(fake.dtype) if loss.mask_as_fake_target else torch.ones_like(fake)
+    count = asked.sum((1, 2, 3))
+    caught = ((fake < loss.threshold) * asked).sum((1, 2, 3)) / count.clamp_min(1.0)
+    return (real > loss.threshold).to(real.dtype).mean(), torch.where(count > 0, caught, 0.5).mean()
 
 
 def touched(mask: Mask, scores: Scores) -> Scores:

@@ -11,10 +11,16 @@ EVERYTHING = {
     "d/loss": 0.23812,
     "d/real": 0.711,
     "d/fake": 0.299,
+    "d/accuracy_real": 0.971,
+    "d/accuracy_fake": 0.99,
     "grad/reconstruction": 0.003,
     "grad/adversarial": 0.000001,
     "norm/g": 0.23,
     "norm/d": 0.035,
+    "health/colour_gap": 0.0213,
+    "health/border": 1.21,
+    "health/sharpness": 0.312,
+    "health/checkerboard": 0.98,
     "images_per_second": 412.4,
     "data_wait": 0.021,
     "memory_gib": 7.13,
@@ -25,7 +31,8 @@ EVERYTHING = {
 def test_the_line_of_a_full_report_is_the_documented_one():
     assert log_line(1200, 35000, EVERYTHING) == (
         "step 1200/35000 3.4% | G 0.412 (adv 0.21 rec 0.20) D 0.238 | real 0.71 fake 0.30 "
-        "| norm g 0.23 d 0.035 | pull adv 1.0e-06 rec 0.0030 | 412 img/s | data 2% | mem 7.1G | eta 1h24m"
+        "| D acc 0.97/0.99 | norm g 0.23 d 0.035 | pull adv 1.0e-06 rec 0.0030 "
+        "| health sharp 0.31 seam 1.2 grid 0.98 colour 0.021 | 412 img/s | data 2% | mem 7.1G | eta 1h24m"
     )
 
 
