@@ -53,6 +53,14 @@ def test_every_recipe_leaves_a_whole_run_folder(recipe: str, precision: str, run
     assert [row["step"] for row in history(run)] == [1, 2, 3, 4]
     last = history(run)[-1]
     assert last.keys() >= {"g/loss", "g/reconstruction", "g/adversarial", "d/loss", "d/real", "d/fake", "val/psnr"}
+    assert last.keys() >= {
+        "d/accuracy_real",
+        "d/accuracy_fake",
+        "health/sharpness",
+        "health/border",
+        "norm/g",
+        "norm/d",
+    }
     assert last.keys() >= {"grad/reconstruction", "grad/adversarial", "images_per_second", "data_wait", "lr"}
     for name in ("config.json", "command.txt", "env.json", "log.txt", "README.md", "generator-best.safetensors"):
         assert (run / name).stat().st_size > 0
@@ -112,6 +120,27 @@ def test_a_run_resumed_at_any_place_of_an_epoch_ends_in_the_same_bits(run_train:
     run_train("--max-steps", str(stop), *same, "--workers", "0", name="parts")
     parts = run_train("--max-steps", "6", *same, "--workers", "2", name="parts")
     assert checkpoint_digest(whole, 6) == checkpoint_digest(parts, 6)
+
+
+def said_of_health(run: Path) -> list[str]:
+    lines = (run / "log.txt").read_text().splitlines()
+    return [line.split(" ", 2)[2] for line in lines if " health: " in line]
+
+
+def test_health_is_told_in_the_log_and_a_resumed_run_tells_what_an_unbroken_one_does(run_train: Runner):
+    """Untrained transposed convolutions show a grid from step 1 on: the second part says so, and since when."""
+    same = ("--report-every", "1", "--eval-every", "99", "--sample-every", "99", "--checkpoint-every", "4")
+    whole = run_train("--max-steps", "12", *same, recipe="seed", name="whole")
+    expected = said_of_health(whole)
+    assert len([line for line in expected if "a grid of 2 or 4 pixels in the holes since step 1 (" in line]) == 1, (
+        expected
+    )
+    for stop in ("4", "12"):
+        parts = run_train("--max-steps", stop, *same, recipe="seed", name="parts")
+    assert said_of_health(parts) == expected
+    states = [json.loads((run / "checkpoints/step-0000012/state.json").read_text()) for run in (whole, parts)]
+    assert states[0]["health"] == states[1]["health"]
+    assert states[0]["health"]["averages"]["health/sharpness"][1] == 12
 
 
 def test_a_complete_run_is_left_alone_and_says_what_can_be_done(run_train: Runner, capsys):

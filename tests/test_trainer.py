@@ -103,8 +103,9 @@ def test_the_discriminators_update_is_that_of_its_own_loss_alone():
 def test_accumulated_steps_equal_steps_on_the_larger_batch_without_batch_statistics(parts: int):
     whole, cut = (a_trainer(PlainGenerator, double=True, gradient_accumulation_steps=n, lr=1e-2) for n in (1, parts))
     for number in range(5):
-        losses = [t.step(a_batch(4, number=number, double=True)) for t in (whole, cut)]
-        for name in ("d/loss", "g/loss", "d/real", "d/fake"):
+        losses = [t.step(a_batch(4, number=number, double=True), measure=True) for t in (whole, cut)]
+        assert losses[0].keys() == losses[1].keys() >= {"d/accuracy_real", "d/accuracy_fake", "health/sharpness"}
+        for name in losses[0].keys() - {"norm/g", "norm/d"}:
             assert torch.allclose(losses[0][name], losses[1][name], atol=1e-12, rtol=0), name
     for a, b in zip(whole.discriminator.parameters(), cut.discriminator.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-9, rtol=0)
@@ -201,9 +202,11 @@ def test_without_an_average_the_plain_weights_are_used():
 
 def test_measuring_changes_no_weight_and_tells_each_terms_pull():
     plain, measured = a_trainer(), a_trainer()
-    plain.step(a_batch())
+    unmeasured = plain.step(a_batch())
     losses = measured.step(a_batch(), measure=True)
     assert losses["grad/reconstruction"] > 0 and losses["grad/adversarial"] > 0
+    only = {name for name in losses.keys() - unmeasured.keys() if not name.startswith("grad/")}
+    assert only == {f"health/{name}" for name in ("colour_gap", "border", "sharpness", "checkerboard")}
     assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(measured).values(), strict=True))
 
 

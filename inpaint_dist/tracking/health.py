@@ -92,7 +92,7 @@ RULES: dict[str, Rule] = {
     "grid": Rule(
         figures=("health/checkerboard",), limit=3.0, back=2.5, above=True, late=True,
         what="a grid of 2 or 4 pixels in the holes", detail="{:.1f} times as strong as in the photos",
-        cure="lower --objective.perceptual-weight or raise --objective.adversarial-weight",
+        cure="raise --objective.adversarial-weight, or lower --objective.perceptual-weight where it is set",
         again="no grid in the holes any more",
     ),
     "colour": Rule(

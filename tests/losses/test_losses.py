@@ -11,6 +11,7 @@ from inpaint_dist.losses.adversarial import (
     LeastSquares,
     LeastSquaresConfig,
     NonSaturatingConfig,
+    accuracy,
     feature_distance,
     r1_penalty,
 )
@@ -112,6 +113,29 @@ def test_with_the_mask_as_fake_target_patches_that_no_hole_touches_are_to_be_cal
     loss = NonSaturatingConfig().build()
     by_hand = log_one_plus_exp(-0.75) + (log_one_plus_exp(-0.5) + 3 * log_one_plus_exp(0.5)) / 4
     assert loss.discriminator(real, fake, mask).item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("config", "shift"), [(LeastSquaresConfig(), 0.5), (HingeConfig(), 0.0), (NonSaturatingConfig(), 0.0)]
+)
+def test_accuracy_is_the_share_of_patches_on_the_right_side_of_the_losss_threshold(
+    config: AdversarialConfig, shift: float
+):
+    real = torch.tensor([[[[0.1, 0.2], [-0.1, 0.3]]], [[[0.1, -0.2], [-0.1, -0.3]]]]) + shift
+    fake = torch.tensor([[[[-0.1, -0.2], [-0.1, -0.3]]], [[[0.1, -0.2], [0.2, 0.4]]]]) + shift
+    right = accuracy(config.build(), real, fake, WHOLE)
+    assert [share.item() for share in right] == pytest.approx([(3 + 1) / 8, (4 + 1) / 8])
+
+
+def test_with_the_mask_as_fake_target_accuracy_asks_only_for_patches_that_a_hole_touches():
+    fake = torch.tensor([[[[-1.0, 1.0], [1.0, 1.0]]], [[[-1.0, 1.0], [-1.0, -1.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])
+    mask = torch.zeros(3, 1, 8, 8)
+    mask[0, :, 3, 3] = 1  # one of four cells, which is caught
+    mask[1, :, :4] = 1  # two of four, of which one is; the third image has no hole and nothing to be caught
+    _, caught = accuracy(NonSaturatingConfig().build(), fake, fake, mask)
+    assert caught.item() == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+    _, caught = accuracy(NonSaturatingConfig(mask_as_fake_target=False).build(), fake, fake, mask)
+    assert caught.item() == pytest.approx((1 / 4 + 3 / 4 + 0) / 3)
 
 
 def test_the_hinge_loss_gives_the_values_of_its_paper_and_nothing_beyond_its_margins():

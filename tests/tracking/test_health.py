@@ -38,9 +38,9 @@ def test_a_healthy_run_says_nothing():
 
 def test_a_saturated_discriminator_is_told_once_with_its_step_its_figures_and_the_cure_and_so_is_its_return():
     said = told(Health(TOTAL), [{}] * 40 + [SATURATED] * 40 + [{}] * 40)
-    assert [step for step, _ in said] == [5200, 8200]
+    assert [step for step, _ in said] == [5100, 8200]
     assert [line for _, line in said] == [
-        "discriminator saturated since step 5,200 (right on 98% of photos and 98% of completions): "
+        "discriminator saturated since step 5,100 (right on 98% of photos and 98% of completions): "
         "lower --lr-d or raise --objective.r1-weight",
         "discriminator no longer saturated since step 8,200",
     ]
