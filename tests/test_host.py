@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inpaint_dist import host
-from inpaint_dist.host import cores_a_process, usable_cores, written_whole
+from inpaint_dist.host import cores_a_process, folder_written_whole, usable_cores, written_whole
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
@@ -102,3 +102,23 @@ def test_a_disk_that_refuses_to_sync_the_file_is_told_and_one_that_cannot_sync_f
         with written_whole(path) as part:
             part.write_text("new")
         assert path.read_text() == "new"
+
+
+def _spoil(folder: Path) -> None:
+    (folder / "b").write_text("b")
+    (folder / "b" / "c").mkdir()
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_nothing_of_anothers_is_touched(tmp_path: Path):
+    with folder_written_whole(tmp_path / "pack") as part:
+        (part / "masks").mkdir()
+        (part / "masks" / "a").write_text("a")
+        assert not (tmp_path / "pack").exists()
+    assert (tmp_path / "pack" / "masks" / "a").read_text() == "a"
+    with pytest.raises(NotADirectoryError), folder_written_whole(tmp_path / "other") as part:
+        _spoil(part)
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+    (tmp_path / "third.part").mkdir()
+    with pytest.raises(FileExistsError), folder_written_whole(tmp_path / "third"):
+        pass
+    assert (tmp_path / "third.part").is_dir()
