@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from inpaint_dist import checkpoint, evaluation, train
+from inpaint_dist.data.loader import ValidationSet
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.metrics import learned
 from inpaint_dist.recipes import RECIPES
@@ -311,9 +312,15 @@ def test_a_learned_metric_without_its_weights_or_package_is_refused_before_the_f
     if words == "eval":
         words = r"torch_fidelity is not installed: pip install 'inpaint-dist\[eval\]'"
         monkeypatch.setattr(learned, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UsageError, match=f"--eval-metrics: .*{words}"):
         run_train("--max-steps", "1", "--eval-metrics", "psnr", metric, *flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_fid_of_a_single_validation_photo_is_refused(run_train: Runner, stand_ins: None, monkeypatch):
+    monkeypatch.setattr(ValidationSet, "__len__", lambda self: 1)
+    with pytest.raises(UsageError, match="--eval-metrics fid: needs 2 validation photos"):
+        run_train("--max-steps", "1", "--eval-metrics", "psnr", "fid")
 
 
 def test_networks_of_metrics_that_nobody_asked_for_are_not_loaded(run_train: Runner, monkeypatch):
