@@ -12,7 +12,7 @@ from inpaint_dist import cli
 from inpaint_dist.batch import check
 from inpaint_dist.config import SECTIONS, TrainConfig, interval, shaping
 from inpaint_dist.data.sources import Place, Sources, open_sources
-from inpaint_dist.errors import UsageError
+from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.evaluation import OVER_SETS, Ruler
 from inpaint_dist.launch import Launch, open_launch
 from inpaint_dist.models.blocks import has_batch_statistics
@@ -68,12 +68,15 @@ def open_ruler(config: TrainConfig, launch: Launch, sources: Sources) -> Ruler:
     """Load what the validation set is scored by; where there is none, nothing.
 
     Raises:
-        UserError: where a metric's package or weights are missing, or it needs more photos.
+        UsageError: where a metric's package or weights are missing, or it needs more photos.
     """
     photos = len(sources.validation) if sources.validation is not None else 0
     if photos == 1 and (over_sets := set(OVER_SETS) & set(config.eval_metrics)):
         raise UsageError(f"--eval-metrics {' '.join(sorted(over_sets))}: needs 2 validation photos at least")
-    return Ruler(config.eval_metrics if photos else (), launch.device)
+    try:
+        return Ruler(config.eval_metrics if photos else (), launch.device)
+    except UserError as error:
+        raise UsageError(f"--eval-metrics: {error}") from None
 
 
 def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: Start) -> Trainer:

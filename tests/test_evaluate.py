@@ -319,6 +319,9 @@ def test_a_pack_appears_whole_or_not_at_all_and_never_replaces_anything(
     shutil.copy(folder / "photos" / "p0.png", folder / "photos" / "p0.jpg")
     assert "2 photos are named p0" in complain(capsys, *making)
     (folder / "photos" / "p0.jpg").unlink()
+    (folder / "pack.part").mkdir()
+    assert "pack.part is there, left by a killed process" in complain(capsys, *making)
+    (folder / "pack.part").rmdir()
     before = contents(freeze(folder, "--size", "32"))
     assert "is there already" in complain(capsys, *making)
     assert contents(folder / "pack") == before

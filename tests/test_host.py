@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 from inpaint_dist import host
-from inpaint_dist.host import alone_in, cores_a_process, usable_cores, versions, written_whole
+from inpaint_dist.host import alone_in, cores_a_process, folder_written_whole, usable_cores, versions, written_whole
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +181,23 @@ with alone_in(Path({str(tmp_path)!r}), ValueError()):
             pass
     finally:
         os.kill(int(done.stdout), 9)
+
+
+def _spoil(folder: Path) -> None:
+    (folder / "b").write_text("b")
+    (folder / "b" / "c").mkdir()
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_nothing_of_anothers_is_touched(tmp_path: Path):
+    with folder_written_whole(tmp_path / "pack") as part:
+        (part / "masks").mkdir()
+        (part / "masks" / "a").write_text("a")
+        assert not (tmp_path / "pack").exists()
+    assert (tmp_path / "pack" / "masks" / "a").read_text() == "a"
+    with pytest.raises(NotADirectoryError), folder_written_whole(tmp_path / "other") as part:
+        _spoil(part)
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+    (tmp_path / "third.part").mkdir()
+    with pytest.raises(FileExistsError), folder_written_whole(tmp_path / "third"):
+        pass
+    assert (tmp_path / "third.part").is_dir()

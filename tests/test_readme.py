@@ -87,7 +87,8 @@ def test_every_training_command_has_flags_that_both_launcher_and_trainer_know(li
 def test_every_scoring_command_has_flags_that_are_known(line: str):
     words = shlex.split(line)
     assert words[:3] == ["python", "-m", "inpaint_dist.evaluate"]
-    assert evaluate.parse(words[3:]).out == Path("scores.json")
+    config = evaluate.parse(words[3:])
+    assert (config.out, config.make_pack) in ((Path("scores.json"), None), (None, Path("mine.pack")))
 
 
 def test_every_file_that_the_readme_names_is_there():

@@ -21,6 +21,7 @@ from torch import nn
 
 from inpaint_dist import checkpoint, cli, evaluation, train
 from inpaint_dist import run as run_module
+from inpaint_dist.data.loader import ValidationSet
 from inpaint_dist.data.mask_sets import MaskSetConfig, make_masks
 from inpaint_dist.data.sharding import ShardingConfig, make_shards
 from inpaint_dist.data.sources import Sources
@@ -563,9 +564,15 @@ def test_a_learned_metric_without_its_weights_or_package_is_refused_before_the_f
     if words == "eval":
         words = r"torch_fidelity is not installed: pip install 'inpaint-dist\[eval\]'"
         monkeypatch.setattr(learned, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UsageError, match=f"--eval-metrics: .*{words}"):
         run_train("--max-steps", "1", "--eval-metrics", "psnr", metric, *flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_fid_of_a_single_validation_photo_is_refused(run_train: Runner, stand_ins: None, monkeypatch):
+    monkeypatch.setattr(ValidationSet, "__len__", lambda self: 1)
+    with pytest.raises(UsageError, match="--eval-metrics fid: needs 2 validation photos"):
+        run_train("--max-steps", "1", "--eval-metrics", "psnr", "fid")
 
 
 def test_networks_of_metrics_that_nobody_asked_for_are_not_loaded(run_train: Runner, monkeypatch):

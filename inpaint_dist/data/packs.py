@@ -59,6 +59,10 @@ def make_pack(photos: PhotoSet, folder: Path) -> str:
             about["resize"] = None if photos.size is None else RESIZE
             data = (json.dumps(about | {"photos": rows}, indent=1) + "\n").encode()
             (part / PACK).write_bytes(data)
+    except FileExistsError as error:
+        raise UserError(
+            f"--make-pack: {error.filename} is there, left by a killed process or another's; remove it"
+        ) from None
     except OSError as error:
         raise UserError(f"--make-pack {folder}: cannot be written ({error})") from error
     return sha256(data).hexdigest()
