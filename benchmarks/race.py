@@ -31,7 +31,7 @@ from inpaint_dist.config import TrainConfig
 from inpaint_dist.data.pairs import PhotoSet
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError
-from inpaint_dist.evaluation import ALL_METRICS, Completer, Measured, Ruler, completions, measure, summarise
+from inpaint_dist.evaluation import ALL_METRICS, Completer, Measured, MetricName, Ruler, completions, measure, summarise
 from inpaint_dist.host import usable_cores, written_whole
 from inpaint_dist.inpainter import Inpainter
 from inpaint_dist.launch import Launch, LaunchConfig, open_launch
@@ -59,7 +59,7 @@ class RaceConfig:
     """Recipes or variants."""
     minutes: float = 10.0
     """Training time of each row."""
-    metrics: tuple[str, ...] = ("psnr", "hole_l1", "lpips_alex", "kid")
+    metrics: tuple[MetricName, ...] = ("psnr", "hole_l1", "lpips_alex", "kid")
     """What is scored."""
     limit: int | None = None
     """Score that many photos, spread evenly over the folder."""
@@ -210,8 +210,8 @@ def figures_of(race: RaceConfig, scored: dict[str, Measured]) -> dict[str, Any]:
             **summarise(measured, race.metrics),
         }
         for bucket, chosen in buckets(measured.ratios).items():
-            names = [metric for metric in measured.scores if metric in race.metrics]
-            gaps = np.stack([measured.scores[metric] - base.scores[metric] for metric in names], axis=1)[chosen]
+            names: list[MetricName] = [metric for metric in measured.scores if metric in race.metrics]
+            gaps = np.stack([measured.scores[n] - base.scores[n] for n in names], axis=1)[chosen]
             columns = zip(names, gaps.mean(0), *bootstrap_interval(gaps), strict=True)
             told[name][bucket][f"difference to {BASE}"] = {
                 metric: dict(zip(("mean", "low", "high"), (round(float(value), 5) for value in values), strict=True))
