@@ -9,13 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from inpaint_dist.errors import UserError
-from inpaint_dist.models import FFCResNetConfig, GeneratorConfig, SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.models import FFCResNetConfig, FFCUNetConfig, GeneratorConfig, SeedAutoencoderConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.weights import GENERATOR, export_generator, load_into, read_generator, write_card
 
 CONFIGS = [
     SeedAutoencoderConfig(channels=(4, 6)),
     UNetConfig(channels=(4, 6)),
+    FFCUNetConfig(channels=(4, 8), blocks=1),
     FFCResNetConfig(base_channels=2, blocks=1),
 ]
 
