@@ -12,7 +12,7 @@ from torch import nn
 
 from inpaint_dist.batch import Image, Mask
 from inpaint_dist.errors import UsageError
-from inpaint_dist.models.fourier import FFCBlock, conv3, norm_and_relu
+from inpaint_dist.models.fourier import FFCBlock, branches, conv3, norm_and_relu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +33,12 @@ class FFCResNetConfig:
             if getattr(self, name) < least:
                 flag = f"--generator.{name.replace('_', '-')}"
                 raise UsageError(f"{flag} {getattr(self, name)}: give at least {least}")
-        if not (self.global_channels >= 2 and self.local_channels >= 1):
-            raise UsageError(
-                f"--generator.global-share {self.global_share}: of {self.channels[-1]} channels at least 2 have to be "
-                "global and 1 local"
-            )
+        branches(self.channels[-1], self.global_share)
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels at full size and after each halving."""
         return tuple(self.base_channels * 2**level for level in range(self.halvings + 1))
-
-    @property
-    def global_channels(self) -> int:
-        """The blocks' channels that are global."""
-        return int(self.channels[-1] * self.global_share)
-
-    @property
-    def local_channels(self) -> int:
-        """The blocks' channels that are local."""
-        return self.channels[-1] - self.global_channels
 
     def build(self) -> "FFCResNet":
         """Make the network."""
@@ -66,7 +52,7 @@ class FFCResNet(nn.Module):
         super().__init__()
         channels = config.channels
         self.size_multiple = 2 ** (config.halvings + 1)  # reflection needs 2 pixels at the deepest level
-        widths = (config.local_channels, config.global_channels)
+        widths = branches(channels[-1], config.global_share)
         self.stem = nn.Sequential(
             nn.Conv2d(4, channels[0], 7, padding=3, padding_mode="reflect", bias=False), *norm_and_relu(channels[0])
         )

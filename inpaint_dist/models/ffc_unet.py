@@ -11,7 +11,7 @@ from inpaint_dist.batch import Image, Mask
 from inpaint_dist.chance import uniform
 from inpaint_dist.errors import UsageError
 from inpaint_dist.models.blocks import down, resize_up, up
-from inpaint_dist.models.fourier import FFCBlock
+from inpaint_dist.models.fourier import FFCBlock, branches
 from inpaint_dist.models.nearest_fill import nearest_fill
 from inpaint_dist.models.push_pull import push_pull
 
@@ -41,21 +41,7 @@ class FFCUNetConfig:
             raise UsageError(f"--generator.blocks {self.blocks}: give at least 1")
         if self.noise < 0:
             raise UsageError(f"--generator.noise {self.noise}: give 0 or more")
-        if not (self.global_channels >= 2 and self.local_channels >= 1):
-            raise UsageError(
-                f"--generator.global-share {self.global_share}: of {self.channels[-1]} channels at least 2 have to be "
-                "global and 1 local"
-            )
-
-    @property
-    def global_channels(self) -> int:
-        """The blocks' channels that are global."""
-        return int(self.channels[-1] * self.global_share)
-
-    @property
-    def local_channels(self) -> int:
-        """The blocks' channels that are local."""
-        return self.channels[-1] - self.global_channels
+        branches(self.channels[-1], self.global_share)
 
     def build(self) -> "FFCUNet":
         """Make the network."""
@@ -82,7 +68,7 @@ class FFCUNet(nn.Module):
         entry = 4 + config.noise
         self.register_buffer("noise", _noise(config.noise), persistent=False)
         self._base = config.base
-        self._split = (config.local_channels, config.global_channels)
+        self._split = branches(channels[-1], config.global_share)
         self.encoder = nn.ModuleList(
             down(a, b, norm=level > 0) for level, (a, b) in enumerate(pairwise((entry, *channels)))
         )

@@ -10,8 +10,24 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from inpaint_dist.errors import UsageError
+
 Pair: TypeAlias = tuple[Tensor, Tensor]
 """Local and global features of one size: (B, L, H, W) and (B, G, H, W)."""
+
+
+def branches(channels: int, global_share: float) -> tuple[int, int]:
+    """Of a level's channels, how many are local and how many go through the spectrum.
+
+    Raises:
+        UsageError: a branch would be empty.
+    """
+    through_spectrum = int(channels * global_share)
+    if not 2 <= through_spectrum < channels:
+        raise UsageError(
+            f"--generator.global-share {global_share}: of {channels} channels at least 2 have to be global and 1 local"
+        )
+    return channels - through_spectrum, through_spectrum
 
 
 class FFCBlock(nn.Module):
