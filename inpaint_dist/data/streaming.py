@@ -5,7 +5,8 @@ number of shards, and each sample of an epoch goes to one rank.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from copy import copy
 from itertools import count, islice, repeat
 from pathlib import Path
@@ -104,8 +105,9 @@ class _Stream(IterableDataset[_Sample | str]):
         by_shard = len(shards) >= consumers
         mine = shards[consumer::consumers] if by_shard else shards
         mixed = shuffle(_SHUFFLE, rng=random.Random(mix(self.seed, epoch)))
-        samples = mixed(group_by_keys(tar_file_expander(_opened(mine))))
-        return samples if by_shard else islice(samples, consumer, None, consumers)
+        with closing(_opened(mine)) as opened:  # after an error too, whose traceback would hold the shard open
+            samples = mixed(group_by_keys(tar_file_expander(opened)))
+            yield from samples if by_shard else islice(samples, consumer, None, consumers)
 
     def _decode(self, sample: dict[str, Any], epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
         key = str(sample["__key__"])
@@ -129,7 +131,7 @@ class _Stream(IterableDataset[_Sample | str]):
         return pixels, fit_mask(mask, self.size), key
 
 
-def _opened(shards: list[str]) -> Iterator[dict[str, Any]]:
+def _opened(shards: list[str]) -> Generator[dict[str, Any], None, None]:
     """Local files alone, each closed when read: webdataset's own opener also runs commands, and leaves files open."""
     for shard in shards:
         with Path(shard).open("rb") as stream:

@@ -159,6 +159,17 @@ def test_a_file_that_is_no_tar_is_named(tmp_path: Path):
         next(a_loader(pattern).batches(0, 1))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list open files")
+def test_a_shard_is_closed_when_it_cannot_be_read_and_not_when_memory_is_tidied_up(tmp_path: Path):
+    pattern = write_shards(tmp_path / "shards", [3])
+    path = tmp_path / "shards" / "part-000.tar"
+    path.write_bytes(b"<html>" * 999)
+    with pytest.raises(UserError) as caught:  # which holds the traceback
+        next(a_loader(pattern, workers=0).batches(0, 1))
+    assert path not in [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+    assert caught.value
+
+
 def test_too_few_samples_for_the_consumers_is_said_with_its_cure(tmp_path: Path):
     pattern = write_shards(tmp_path / "shards", [1])
     with pytest.raises(UserError, match=r"fewer samples than processes x workers; lower --workers"):
