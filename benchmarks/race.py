@@ -4,8 +4,9 @@ python -m benchmarks.race --shards DIR --photos DIR --masks DIR --minutes 10 --r
 
 A row is a recipe, or one of the variants of benchmarks/variants.py. Each trains in a folder of its own under --work and
 goes on there when the command is given again; a row that is done is not trained a second time. Its length in steps is
-set beforehand: the time over that of its median step. On a GPU time is the clock's; on a CPU it is the process's CPU
-time, with a minute meaning all cores for a minute.
+set before any row trains: the time over that of its median step. On a GPU time is the clock's; on a CPU it is the
+process's CPU time, with a minute meaning all cores for a minute. Give it the machine until all lengths are told: a step
+costs up to twice as much CPU time beside other work, and what is fixed then no longer depends on it.
 """
 
 import json
@@ -13,7 +14,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -138,29 +139,39 @@ def step_cost(config: TrainConfig) -> tuple[float, int]:
         return statistics.median(costs[WARM:]), count_parameters(trainer.generator.parameters())
 
 
+def plan_of(race: RaceConfig, row: str) -> Path:
+    """Where a row's length and costs are written down."""
+    return folder_of(race, row).with_suffix(".json")
+
+
+def plan_row(race: RaceConfig, row: str) -> None:
+    """Measure what a row's step costs, in a process of its own, and fix its length by it, once and for all."""
+    if (plan := plan_of(race, row)).exists():
+        return
+    cost, parameters = step_cost(config_of(race, row))
+    steps = max(1, round(race.seconds / cost))
+    _write(plan, {"steps": steps, "parameters": parameters, "seconds a step": round(cost, 4)})
+    print(f"{row}: {steps} steps of {cost:.3f} s", flush=True)
+
+
 def train_row(race: RaceConfig, row: str) -> None:
     """Train a row, in a process of its own, and write down what it took."""
-    config, plan = config_of(race, row), folder_of(race, row).with_suffix(".json")
-    plan.parent.mkdir(parents=True, exist_ok=True)
-    told: dict[str, Any] = json.loads(plan.read_text()) if plan.exists() else {}
+    told: dict[str, Any] = json.loads(plan_of(race, row).read_text())
     if "seconds" in told:
         return
-    if not told:
-        cost, parameters = step_cost(config)
-        told = {"steps": max(1, round(race.seconds / cost)), "parameters": parameters, "seconds a step": round(cost, 4)}
-        _write(plan, told)
     since = clock()
-    train(replace(config, max_steps=told["steps"]))
-    _write(plan, told | {"seconds": round(clock() - since, 1)})
+    train(replace(config_of(race, row), max_steps=told["steps"]))
+    _write(plan_of(race, row), told | {"seconds": round(clock() - since, 1)})
 
 
 def _write(path: Path, plain: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
         part.write_text(json.dumps(plain, indent=1))
 
 
-def train_all(race: RaceConfig) -> None:
-    """Train what is not trained yet.
+def in_processes(work: Callable[[RaceConfig, str], None], race: RaceConfig) -> None:
+    """Do this for each row in a process of its own, so many at once as the race allows.
 
     Raises:
         UsageError: a row failed, after all others had their turn.
@@ -168,7 +179,7 @@ def train_all(race: RaceConfig) -> None:
     spawn = multiprocessing.get_context("spawn")
 
     def run(row: str) -> int | None:
-        process = spawn.Process(target=train_row, args=(race, row))
+        process = spawn.Process(target=work, args=(race, row))
         process.start()
         process.join()
         return process.exitcode
@@ -204,9 +215,8 @@ def figures_of(race: RaceConfig, scored: dict[str, Measured]) -> dict[str, Any]:
     """Of each system: what it took, its figures, and how far it is from push-pull, photo by photo."""
     base, told = scored[BASE], {}
     for name, measured in scored.items():
-        plan = folder_of(race, name).with_suffix(".json")
         told[name] = {
-            "training": json.loads(plan.read_text()) if name in race.rows else None,
+            "training": json.loads(plan_of(race, name).read_text()) if name in race.rows else None,
             **summarise(measured, race.metrics),
         }
         for bucket, chosen in buckets(measured.ratios).items():
@@ -250,7 +260,8 @@ def main(argv: Sequence[str]) -> int:
         description="Train recipes for equal minutes and score them.",
     )
     size = ShardIndex.load(race.shards, "train").size
-    train_all(race)
+    in_processes(plan_row, race)
+    in_processes(train_row, race)
     with open_launch(LaunchConfig(mixed_precision="no")) as launch:
         pairs = PhotoSet(race.photos, race.masks, pairing="pool", size=size, limit=race.limit)
         figures = figures_of(race, score(race, pairs, launch))

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import race as module
 from benchmarks.quality import BASE
-from benchmarks.race import RaceConfig, figures_of, folder_of, score, step_cost, table, train_row
+from benchmarks.race import RaceConfig, figures_of, plan_of, plan_row, score, step_cost, table, train_row
 from benchmarks.variants import MEND, ROWS, VARIANTS
 from inpaint_dist.config import TrainConfig
 from inpaint_dist.data.pairs import PhotoSet
@@ -60,12 +60,16 @@ def test_a_row_trains_once_for_the_steps_that_its_time_holds_and_is_scored_besid
 ):
     race = a_race(shards, tmp_path)
     monkeypatch.setattr(module, "step_cost", lambda config: (race.seconds / 3, 7))
+    plan_row(race, "tiny")
+    assert "seconds" not in json.loads(plan_of(race, "tiny").read_text())
     train_row(race, "tiny")
-    told = json.loads(folder_of(race, "tiny").with_suffix(".json").read_text())
+    told = json.loads(plan_of(race, "tiny").read_text())
     assert told["steps"] == 3 and told["parameters"] == 7 and told["seconds"] > 0
     steps = [json.loads(line)["step"] for line in (race.work / "tiny/history.jsonl").read_text().splitlines()]
     assert steps[-1] == 3
     monkeypatch.setattr(module, "train", lambda config: pytest.fail("trained a second time"))
+    monkeypatch.setattr(module, "step_cost", lambda config: pytest.fail("measured a second time"))
+    plan_row(race, "tiny")
     train_row(race, "tiny")
 
     pairs = PhotoSet(race.photos, race.masks, pairing="pool", size=32)
