@@ -1,44 +1,69 @@
-"""How well holes are filled: trained generators beside push-pull and OpenCV's Telea and Navier-Stokes.
+"""How well holes are filled: trained generators beside fills that learned nothing.
 
-python -m benchmarks.quality --photos DIR --masks DIR --runs unet=runs/unet seed=runs/seed
+python -m benchmarks.quality --photos DIR --masks DIR --runs unet=runs/unet seed=runs/seed --metrics psnr lpips_alex
 
-All systems fill the same holes of the same photos. Every figure is a mean over photos of a figure of the composite in 8
-bits; differences are paired by photo, with a bootstrap interval.
+All systems fill the same holes of the same photos, measured by the evaluator of `python -m inpaint_dist.evaluate`.
+Differences are paired by photo, with a bootstrap interval.
 """
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks import report
 from inpaint_dist import cli
-from inpaint_dist.batch import Batch, Image, Mask, composite, image_from_uint8, image_to_uint8, masked
+from inpaint_dist.batch import Image, Mask, composite, image_from_uint8, image_to_uint8, masked
 from inpaint_dist.data.opencv import cv2
-from inpaint_dist.data.pairs import Pairing, PhotoSet, ValSplit, spread
+from inpaint_dist.data.pairs import Pairing, Pairs, PhotoSet, ValSplit, spread
 from inpaint_dist.data.photos import Pixels
-from inpaint_dist.data.progress import Progress
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.evaluation import METRICS, Completer, eight_bits, score_result
-from inpaint_dist.metrics.intervals import RESAMPLES, Scores, bootstrap_interval, buckets
-from inpaint_dist.metrics.learned import LPIPS
+from inpaint_dist.evaluation import (
+    ALL_METRICS,
+    METRICS,
+    Completer,
+    Measured,
+    MetricName,
+    Ruler,
+    completions,
+    measure,
+    summarise,
+)
+from inpaint_dist.inpainter import Inpainter
+from inpaint_dist.launch import Launch, LaunchConfig, open_launch
+from inpaint_dist.metrics.intervals import RESAMPLES, bootstrap_interval, buckets
+from inpaint_dist.models.ffc_unet import mixed_fill
+from inpaint_dist.models.nearest_fill import nearest_fill
 from inpaint_dist.models.push_pull import push_pull
 from inpaint_dist.weights import read_generator
 
 BASE = "push-pull"
 """What the others are compared with: it learned nothing, and `unet` starts from it."""
 
-OPENCV = {"telea": cv2.INPAINT_TELEA, "navier-stokes": cv2.INPAINT_NS}
 OPENCV_RADIUS = 3.0
-BATCH = 8
 _LABEL = 20
+
+
+def fill_by_opencv(method: int, photo: Image, mask: Mask) -> Image:
+    """Fill with cv2.inpaint, radius 3."""
+    pixels, holes = image_to_uint8(photo).cpu().numpy(), mask[:, 0].to(torch.uint8).cpu().numpy()
+    filled = [cv2.inpaint(np.ascontiguousarray(pixels[i]), holes[i], OPENCV_RADIUS, method) for i in range(len(pixels))]
+    return image_from_uint8(torch.from_numpy(np.stack(filled)).to(photo.device))
+
+
+FILLS: dict[str, Completer] = {
+    BASE: push_pull,
+    "nearest pixel": nearest_fill,
+    "mixed": mixed_fill,
+    "telea": partial(fill_by_opencv, cv2.INPAINT_TELEA),
+    "navier-stokes": partial(fill_by_opencv, cv2.INPAINT_NS),
+}
+"""What learned nothing; `mixed` is what `mend` starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,32 +79,35 @@ class QualityConfig:
     shards: Path | None = None
     """Score the val split of a folder of shards, with its own masks, instead of --photos and --masks."""
     runs: tuple[str, ...] = ()
-    """Generators, each NAME=RUN, a run folder or a .safetensors file; without one the baselines alone."""
+    """Generators, each NAME=RUN, a run folder or a .safetensors file; without one the unlearned fills alone."""
     size: int = 256
     """Pixels of a side that photos and masks are fitted to; shards have their own."""
     limit: int | None = None
     """Score that many photos, spread evenly over the folder."""
-    lpips: bool = False
-    """LPIPS by AlexNet too (needs the extra `eval` and its weights)."""
-    out: Path | None = None
-    """The JSON to write; None: benchmarks/results/quality.json."""
+    metrics: tuple[MetricName, ...] = METRICS
+    """What is scored."""
+    name: str = "quality"
+    """Of the report: benchmarks/results/NAME.json."""
     sheet: Path | None = None
-    """Draw photo, masked photo and what each system made of it, into this .png."""
+    """Draw photo, masked photo and what each system made of it, a row each, into this .png or .jpg."""
     sheet_photos: int = 8
     """Photos on the sheet, spread evenly over the hole ratios."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    sheet_systems: tuple[str, ...] = ()
+    """Systems on the sheet, in this order; none named: all."""
+    cpu: bool = False
+    """Run on the CPU even where there is a GPU."""
 
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.photos is None) or (self.photos is None) != (self.masks is None):
             raise UsageError("give --photos and --masks, or --shards")
+        refuse_unknown_metrics(self.metrics)
         names = [name for name, _ in self.named_runs()]
-        if len({*names, BASE, *OPENCV}) < len(names) + 1 + len(OPENCV):
-            raise UsageError(
-                f"--runs: the names {', '.join(names)} have to differ, also from {BASE}, {', '.join(OPENCV)}"
-            )
-        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
-            raise UsageError(f"--sheet {self.sheet}: name a .png file")
+        if len({*names, *FILLS}) < len(names) + len(FILLS):
+            raise UsageError(f"--runs: the names {', '.join(names)} have to differ, also from {', '.join(FILLS)}")
+        if self.sheet is not None and self.sheet.suffix.lower() not in (".png", ".jpg"):
+            raise UsageError(f"--sheet {self.sheet}: name a .png or .jpg file")
+        if unknown := [name for name in self.sheet_systems if name not in (*names, *FILLS)]:
+            raise UsageError(f"--sheet-systems {' '.join(unknown)}: choose of {', '.join((*names, *FILLS))}")
         for flag in ("size", "limit", "sheet_photos"):
             value = getattr(self, flag)
             if value is not None and value < 1:
@@ -94,16 +122,15 @@ class QualityConfig:
         return [(name, Path(place)) for name, _, place in pairs]
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What was measured, photo by photo."""
+def refuse_unknown_metrics(metrics: Sequence[str]) -> None:
+    """Say so before anything is trained or scored.
 
-    ratios: npt.NDArray[np.float64]
-    """Share of hole, (photos,)."""
-    scores: dict[str, Scores]
-    """System → (photos, metrics)."""
-    metrics: tuple[str, ...]
-    """The columns."""
+    Raises:
+        UsageError: there are none, or some that are not known.
+    """
+    unknown = [name for name in metrics if name not in ALL_METRICS]
+    if unknown or not metrics:
+        raise UsageError(f"--metrics {' '.join(unknown)}: choose of {', '.join(ALL_METRICS)}")
 
 
 def open_photos(config: QualityConfig) -> PhotoSet | ValSplit:
@@ -115,136 +142,108 @@ def open_photos(config: QualityConfig) -> PhotoSet | ValSplit:
     return PhotoSet(config.photos, config.masks, pairing=config.pairing, size=config.size, limit=config.limit)
 
 
-def open_systems(config: QualityConfig, size: int | None) -> dict[str, Completer]:
-    """Every system as a function of (masked photo, mask) → prediction: the generators, then the baselines.
+def open_systems(runs: Sequence[tuple[str, Path]], size: int | None, device: torch.device) -> dict[str, Completer]:
+    """Every system as a function of (masked photo, mask) → prediction: the generators, then what learned nothing.
 
     Raises:
         UserError: a generator is not there, or takes no pictures of that size.
     """
-    from inpaint_dist.inpainter import Inpainter
-
     systems: dict[str, Completer] = {}
-    for name, place in config.named_runs():
-        inpainter = Inpainter.load(place, device=config.device)
+    for name, place in runs:
+        inpainter = Inpainter.load(place, device="cuda" if device.type == "cuda" else "cpu")
         if size is not None and size % inpainter.size_multiple:
             raise UserError(f"--size {size}: {name} takes multiples of {inpainter.size_multiple}")
         systems[name] = inpainter.network
-    systems[BASE] = push_pull
-    return systems | {name: partial(fill_by_opencv, method) for name, method in OPENCV.items()}
+    return systems | FILLS
 
 
-def fill_by_opencv(method: int, photo: Image, mask: Mask) -> Image:
-    """Fill with cv2.inpaint, radius 3."""
-    pixels, holes = image_to_uint8(photo).cpu().numpy(), mask[:, 0].to(torch.uint8).cpu().numpy()
-    filled = [cv2.inpaint(np.ascontiguousarray(pixels[i]), holes[i], OPENCV_RADIUS, method) for i in range(len(pixels))]
-    return image_from_uint8(torch.from_numpy(np.stack(filled)).to(photo.device))
+def score(
+    pairs: Pairs, systems: Mapping[str, Completer], metrics: Sequence[MetricName], launch: Launch
+) -> dict[str, Measured]:
+    """Score all of them on the same holes."""
+    ruler = Ruler(metrics, launch.device)
+    found: dict[str, Measured] = {}
+    for name, complete in systems.items():
+        sys.stderr.write(f"scoring {name}\n")
+        found[name] = measure(pairs, completions(complete, launch), ruler, launch)
+    return found
 
 
-def measure(
-    photos: PhotoSet | ValSplit, systems: dict[str, Completer], device: torch.device, *, lpips: bool = False
-) -> Scored:
-    """Score every system on every photo, in float32."""
-    learned = LPIPS("alex", device) if lpips else None
-    ratios: list[torch.Tensor] = []
-    columns: dict[str, list[torch.Tensor]] = {name: [] for name in systems}
-    with Progress("quality", len(photos), "photo") as progress, torch.inference_mode():
-        for start in range(0, len(photos), BATCH):
-            batch = photos.batch(range(start, min(start + BATCH, len(photos))), device)
-            ratios.append(batch.mask.mean((1, 2, 3)).double().cpu())
-            for name, complete in systems.items():
-                prediction = complete(masked(batch.image, batch.mask), batch.mask)
-                result = eight_bits(composite(prediction, batch.image, batch.mask))
-                scores = score_result(result, batch.image, batch.mask)
-                if learned is not None:
-                    scores = torch.cat([scores, learned(result, batch.image)[:, None]], dim=1)
-                columns[name].append(scores.cpu())
-            progress.update(start + len(batch))
-    scored = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
-    return Scored(torch.cat(ratios).numpy(), scored, (*METRICS, "lpips_alex") if lpips else METRICS)
+def figures_of(scored: Mapping[str, Measured], metrics: Sequence[MetricName]) -> dict[str, Any]:
+    """Of each system, over all photos and by hole ratio: its figures, and how far each photo is from the base."""
+    base, told = scored[BASE], {}
+    for name, measured in scored.items():
+        told[name] = summarise(measured, metrics)
+        for bucket, chosen in buckets(measured.ratios).items():
+            names: list[MetricName] = [metric for metric in measured.scores if metric in metrics]
+            if not names:
+                continue
+            gaps = np.stack([measured.scores[n] - base.scores[n] for n in names], axis=1)[chosen]
+            columns = zip(names, gaps.mean(0), *bootstrap_interval(gaps), strict=True)
+            told[name][bucket][f"difference to {BASE}"] = {
+                metric: dict(zip(("mean", "low", "high"), (round(float(value), 5) for value in values), strict=True))
+                for metric, *values in columns
+            }
+    return told
 
 
-def summarise(scored: Scored) -> dict[str, Any]:
-    """Means and paired differences over all photos, and in each bucket of hole ratio that has any."""
-    return {name: _summary(scored, chosen) for name, chosen in buckets(scored.ratios).items()}
+def table(figures: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    """The figures over all photos, best LPIPS first where it was scored."""
+    by = next((name for name in ("lpips_alex", "hole_l1", "psnr") if name in metrics), metrics[0])
+    whole = {name: about["all"] for name, about in figures.items()}
+    ranked = sorted(whole, key=lambda name: _main_figure(whole[name][by]), reverse="psnr" in by or by == "ssim")
+    lines = [f"{'':<28}" + "".join(f"{metric:>26}" for metric in metrics)]
+    return lines + [f"{name:<28}" + "".join(f"{_cell(whole[name][m]):>26}" for m in metrics) for name in ranked]
 
 
-def _summary(scored: Scored, chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    scores = {name: values[chosen] for name, values in scored.scores.items()}
-    others = {name: values - scores[BASE] for name, values in scores.items() if name != BASE}
-    return {
-        "photos": int(chosen.sum()),
-        "mean hole ratio": round(float(scored.ratios[chosen].mean()), 4),
-        "means": {name: _by_metric(scored.metrics, values.mean(0)) for name, values in scores.items()},
-        f"difference to {BASE}": {name: _differences(scored.metrics, values) for name, values in others.items()},
-    }
+def _main_figure(part: Mapping[str, float]) -> float:
+    return part["value"] if "value" in part else part["mean"]
 
 
-def _by_metric(metrics: Sequence[str], values: Scores) -> dict[str, float]:
-    return {metric: round(float(value), 5) for metric, value in zip(metrics, values, strict=True)}
-
-
-def _differences(metrics: Sequence[str], values: Scores) -> dict[str, dict[str, float]]:
-    """Mean difference of each metric, and its 95 % interval."""
-    low, high = bootstrap_interval(values)
-    parts = {name: _by_metric(metrics, of) for name, of in (("mean", values.mean(0)), ("low", low), ("high", high))}
-    return {metric: {part: figures[metric] for part, figures in parts.items()} for metric in metrics}
-
-
-def table(figures: dict[str, Any]) -> list[str]:
-    """The figures to be read: all metrics over all photos, then PSNR and hole L1 by bucket."""
-    whole = figures["all"]
-    lines = [f"{whole['photos']} photos, mean hole ratio {whole['mean hole ratio']:.1%}"]
-    metrics = tuple(whole["means"][BASE])
-    lines.append(f"{'':<16}" + "".join(f"{metric:>11}" for metric in metrics) + f"   PSNR over {BASE} [95 %]")
-    for name, means in whole["means"].items():
-        row = f"{name:<16}" + "".join(f"{means[metric]:>11.4f}" for metric in metrics)
-        lines.append(row + _told(whole, name, "psnr", "+.3f"))
-    for bucket, part in figures.items():
-        if bucket == "all":
-            continue
-        lines.append(f"hole {bucket}: {part['photos']} photos")
-        for name, means in part["means"].items():
-            row = f"  {name:<14}{means['psnr']:>9.3f} dB{_told(part, name, 'psnr', '+.3f'):<30}"
-            row += f" hole L1 {means['hole_l1']:.4f}{_told(part, name, 'hole_l1', '+.4f')}"
-            lines.append(row + (f"   LPIPS {means['lpips_alex']:.4f}" if "lpips_alex" in means else ""))
-    return lines
-
-
-def _told(part: dict[str, Any], name: str, metric: str, form: str) -> str:
-    difference = part[f"difference to {BASE}"].get(name)
-    if difference is None:
-        return ""
-    mean, low, high = (format(difference[metric][key], form) for key in ("mean", "low", "high"))
-    return f"   {mean} [{low}, {high}]"
+def _cell(part: Mapping[str, float]) -> str:
+    if "value" in part:
+        return f"{part['value']:.2f}"
+    if "deviation" in part:
+        return f"{part['mean']:.4f} ± {part['deviation']:.4f}"
+    return f"{part['mean']:.4f} [{part['low']:.4f}, {part['high']:.4f}]"
 
 
 def draw_sheet(
-    config: QualityConfig,
-    photos: PhotoSet | ValSplit,
-    systems: dict[str, Completer],
-    ratios: npt.NDArray[np.float64],
-    device: torch.device,
+    pairs: Pairs, systems: Mapping[str, Completer], ratios: Sequence[float], count: int, device: torch.device
 ) -> Pixels:
-    """Photo | masked | one column a system, a row a photo, from the smallest hole to the largest."""
-    by_hole = [int(number) for number in spread(list(np.argsort(ratios, kind="stable")), config.sheet_photos)]
+    """Photo, masked photo and each system in rows, a photo a column, from the smallest hole to the largest."""
+    by_hole = [int(number) for number in spread(list(np.argsort(ratios, kind="stable")), count)]
     with torch.inference_mode():
-        rows = [_row(photos.batch([number], device), systems) for number in by_hole]
-    titles = ("photo", "masked", *systems)
-    heading = np.full((_LABEL, rows[0].shape[1], 3), 255, np.uint8)
-    for column, title in enumerate(titles):
-        left = column * (rows[0].shape[1] // len(titles)) + 4
-        cv2.putText(heading, title, (left, _LABEL - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([heading, *rows])
+        columns = [_column(pairs, number, systems, device) for number in by_hole]
+    rows: list[Pixels] = []
+    for title, tiles in zip(("photo", "masked", *systems), zip(*columns, strict=True), strict=True):
+        heading = np.full((_LABEL, sum(tile.shape[1] for tile in tiles), 3), 255, np.uint8)
+        cv2.putText(heading, title, (4, _LABEL - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        rows += [heading, np.hstack(tiles)]
+    return np.vstack(rows)
 
 
-def _row(batch: Batch, systems: dict[str, Completer]) -> Pixels:
+def _column(pairs: Pairs, number: int, systems: Mapping[str, Completer], device: torch.device) -> list[Pixels]:
+    batch = pairs.batch([number], device)
     image, mask = batch.image, batch.mask
     hidden = masked(image, mask)
     made = [composite(complete(hidden, mask), image, mask) for complete in systems.values()]
-    return np.hstack([image_to_uint8(tile)[0].cpu().numpy() for tile in (image, hidden, *made)])
+    return [image_to_uint8(tile)[0].cpu().numpy() for tile in (image, hidden, *made)]
 
 
-def context_of(config: QualityConfig, photos: PhotoSet | ValSplit) -> dict[str, Any]:
+def write_sheet(path: Path, sheet: Pixels) -> None:
+    """Write the picture.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), sheet[..., ::-1]):
+        raise UserError(f"--sheet {path}: cannot be written")
+    print(f"wrote {path}")
+
+
+def context_of(config: QualityConfig, pairs: PhotoSet | ValSplit) -> dict[str, Any]:
     """How it was measured, in names that mean something on another machine."""
     told: dict[str, dict[str, Any]] = {}
     for name, place in config.named_runs():
@@ -257,7 +256,7 @@ def context_of(config: QualityConfig, photos: PhotoSet | ValSplit) -> dict[str, 
         where["pairing"] = config.pairing
     return {
         **where,
-        "size": photos.size,
+        "size": pairs.size,
         "precision": "float32",
         "opencv radius": OPENCV_RADIUS,
         "bootstrap resamples": RESAMPLES,
@@ -265,34 +264,21 @@ def context_of(config: QualityConfig, photos: PhotoSet | ValSplit) -> dict[str, 
     }
 
 
-def write(config: QualityConfig, figures: dict[str, Any], context: dict[str, Any]) -> Path:
-    """Write the report to its place, or beside it where --out says so."""
-    if config.out is None:
-        return report.write_report("quality", figures, **context)
-    made_by = {"machine": report.machine(), "versions": report.versions(report.PACKAGES), "commit": report.commit()}
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps({"name": "quality", "figures": figures, "context": context, **made_by}, indent=2))
-    return config.out
-
-
 def main(argv: Sequence[str]) -> int:
-    from inpaint_dist.inpainter import find_device
-
     config = cli.parse(
-        QualityConfig, argv, prog="python -m benchmarks.quality", description="Score generators beside baselines."
+        QualityConfig, argv, prog="python -m benchmarks.quality", description="Score generators beside unlearned fills."
     )
-    device = find_device(config.device)
-    photos = open_photos(config)
-    systems = open_systems(config, photos.size)
-    scored = measure(photos, systems, device, lpips=config.lpips)
-    figures = summarise(scored)
-    print("\n".join(table(figures)))
-    if config.sheet is not None:
-        sheet = draw_sheet(config, photos, systems, scored.ratios, device)
-        config.sheet.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(config.sheet), sheet[..., ::-1])
-        print(f"wrote {config.sheet}")
-    print(f"wrote {write(config, figures, context_of(config, photos))}")
+    with open_launch(LaunchConfig(cpu=config.cpu, mixed_precision="no")) as launch:
+        pairs = open_photos(config)
+        systems = open_systems(config.named_runs(), pairs.size, launch.device)
+        scored = score(pairs, systems, config.metrics, launch)
+        figures = figures_of(scored, config.metrics)
+        print("\n".join(table(figures, config.metrics)))
+        if config.sheet is not None:
+            ratios = scored[BASE].ratios.tolist()
+            systems = {name: systems[name] for name in config.sheet_systems or systems}
+            write_sheet(config.sheet, draw_sheet(pairs, systems, ratios, config.sheet_photos, launch.device))
+    print(f"wrote {report.write_report(config.name, figures, **context_of(config, pairs))}")
     return 0
 
 

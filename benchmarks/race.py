@@ -17,27 +17,31 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks import report
-from benchmarks.quality import BASE, OPENCV, fill_by_opencv
+from benchmarks.quality import (
+    BASE,
+    draw_sheet,
+    figures_of,
+    open_systems,
+    refuse_unknown_metrics,
+    score,
+    table,
+    write_sheet,
+)
 from benchmarks.variants import ROWS
 from inpaint_dist import cli
 from inpaint_dist.config import TrainConfig
 from inpaint_dist.data.pairs import PhotoSet
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError
-from inpaint_dist.evaluation import ALL_METRICS, Completer, Measured, MetricName, Ruler, completions, measure, summarise
+from inpaint_dist.evaluation import MetricName
 from inpaint_dist.host import usable_cores, written_whole
-from inpaint_dist.inpainter import Inpainter
-from inpaint_dist.launch import Launch, LaunchConfig, open_launch
-from inpaint_dist.metrics.intervals import bootstrap_interval, buckets
-from inpaint_dist.models.push_pull import push_pull
+from inpaint_dist.launch import LaunchConfig, open_launch
 from inpaint_dist.run_folder import Start
 from inpaint_dist.train import build_trainer, open_data, train
 from inpaint_dist.trainer import count_parameters
@@ -72,15 +76,18 @@ class RaceConfig:
     """Where the runs are."""
     name: str = "race"
     """Of the report: benchmarks/results/NAME.json."""
+    sheet: Path | None = None
+    """Draw photo, masked photo and what each system made of it, a row each, into this .png or .jpg."""
+    sheet_photos: int = 8
+    """Photos on the sheet, spread evenly over the hole ratios."""
 
     def __post_init__(self) -> None:
         if unknown := [row for row in self.rows if row not in ROWS]:
             raise UsageError(f"--rows {' '.join(unknown)}: choose of {', '.join(ROWS)}")
-        if unknown := [name for name in self.metrics if name not in ALL_METRICS]:
-            raise UsageError(f"--metrics {' '.join(unknown)}: choose of {', '.join(ALL_METRICS)}")
+        refuse_unknown_metrics(self.metrics)
         if not self.minutes > 0:
             raise UsageError(f"--minutes {self.minutes}: give more than 0")
-        for flag in ("limit", "at_once"):
+        for flag in ("limit", "at_once", "sheet_photos"):
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise UsageError(f"--{flag.replace('_', '-')} {value}: give at least 1")
@@ -192,64 +199,9 @@ def in_processes(work: Callable[[RaceConfig, str], None], race: RaceConfig) -> N
         )
 
 
-def systems(race: RaceConfig, size: int, device: torch.device) -> dict[str, Completer]:
-    """Every row's generator, then what learned nothing."""
-    found: dict[str, Completer] = {}
-    for row in race.rows:
-        inpainter = Inpainter.load(folder_of(race, row), device=device.type)  # pyright: ignore[reportArgumentType]
-        if size % inpainter.size_multiple:
-            raise UsageError(f"--rows {row}: takes pictures of a multiple of {inpainter.size_multiple}, not {size}")
-        found[row] = inpainter.network
-    return found | {BASE: push_pull} | {name: partial(fill_by_opencv, method) for name, method in OPENCV.items()}
-
-
-def score(race: RaceConfig, pairs: PhotoSet, launch: Launch) -> dict[str, Measured]:
-    """Score all of them on the same holes."""
-    assert pairs.size is not None
-    ruler = Ruler(race.metrics, launch.device)
-    found = systems(race, pairs.size, launch.device)
-    return {name: measure(pairs, completions(complete, launch), ruler, launch) for name, complete in found.items()}
-
-
-def figures_of(race: RaceConfig, scored: dict[str, Measured]) -> dict[str, Any]:
-    """Of each system: what it took, its figures, and how far it is from push-pull, photo by photo."""
-    base, told = scored[BASE], {}
-    for name, measured in scored.items():
-        told[name] = {
-            "training": json.loads(plan_of(race, name).read_text()) if name in race.rows else None,
-            **summarise(measured, race.metrics),
-        }
-        for bucket, chosen in buckets(measured.ratios).items():
-            names: list[MetricName] = [metric for metric in measured.scores if metric in race.metrics]
-            gaps = np.stack([measured.scores[n] - base.scores[n] for n in names], axis=1)[chosen]
-            columns = zip(names, gaps.mean(0), *bootstrap_interval(gaps), strict=True)
-            told[name][bucket][f"difference to {BASE}"] = {
-                metric: dict(zip(("mean", "low", "high"), (round(float(value), 5) for value in values), strict=True))
-                for metric, *values in columns
-            }
-    return told
-
-
-def table(race: RaceConfig, figures: dict[str, Any]) -> list[str]:
-    """The figures over all photos, best LPIPS first where it was scored."""
-    by = next((name for name in ("lpips_alex", "hole_l1", "psnr") if name in race.metrics), race.metrics[0])
-    ranked = sorted(figures, key=lambda name: figures[name]["all"][by]["mean"], reverse=by == "psnr")
-    lines = [f"{'':<28}{'steps':>7}" + "".join(f"{metric:>26}" for metric in race.metrics)]
-    for name in ranked:
-        whole, training = figures[name]["all"], figures[name]["training"]
-        cells = [_cell(whole[metric]) for metric in race.metrics]
-        lines.append(
-            f"{name:<28}{training['steps'] if training else '-':>7}" + "".join(f"{cell:>26}" for cell in cells)
-        )
-    return lines
-
-
-def _cell(part: dict[str, float]) -> str:
-    if "value" in part:
-        return f"{part['value']:.2f}"
-    if "deviation" in part:
-        return f"{part['mean']:.4f} ± {part['deviation']:.4f}"
-    return f"{part['mean']:.4f} [{part['low']:.4f}, {part['high']:.4f}]"
+def told(race: RaceConfig) -> dict[str, Any]:
+    """What the training of each row took."""
+    return {row: json.loads(plan_of(race, row).read_text()) for row in race.rows}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -264,13 +216,19 @@ def main(argv: Sequence[str]) -> int:
     in_processes(train_row, race)
     with open_launch(LaunchConfig(mixed_precision="no")) as launch:
         pairs = PhotoSet(race.photos, race.masks, pairing="pool", size=size, limit=race.limit)
-        figures = figures_of(race, score(race, pairs, launch))
-    print("\n".join(table(race, figures)))
+        systems = open_systems([(row, folder_of(race, row)) for row in race.rows], size, launch.device)
+        scored = score(pairs, systems, race.metrics, launch)
+        if race.sheet is not None:
+            ratios = scored[BASE].ratios.tolist()
+            write_sheet(race.sheet, draw_sheet(pairs, systems, ratios, race.sheet_photos, launch.device))
+    figures = figures_of(scored, race.metrics)
+    print("\n".join(table(figures, race.metrics)))
     path = report.write_report(
         race.name,
         figures,
         minutes=race.minutes,
         time="the clock's" if torch.cuda.is_available() else f"CPU time over {usable_cores()} cores",
+        training=told(race),
         trained_on=f"train split of {race.shards.resolve().name}",
         scored_on=f"{len(pairs)} photos of {race.photos.resolve().name}, masks of {race.masks.resolve().name}",
         size=size,

@@ -51,6 +51,11 @@ class FFCUNetConfig:
 _TILE = 256
 
 
+def mixed_fill(masked: Image, mask: Mask) -> Image:
+    """The mean of push-pull and the nearest known pixels: (B, 3, H, W) in [-1, 1] → the same, in float32 or wider."""
+    return (push_pull(masked, mask) + nearest_fill(masked, mask)) / 2.0
+
+
 class FFCUNet(nn.Module):
     """Unlearned fill + mask → residual, added to the fill.
 
@@ -106,8 +111,7 @@ class FFCUNet(nn.Module):
 
     def _fill(self, masked: Image, mask: Mask) -> Image:
         """The unlearned fill: (B, 3, H, W) in float32 or wider."""
-        smooth = push_pull(masked, mask)
-        return smooth if self._base == "push-pull" else (smooth + nearest_fill(masked, mask)) / 2.0
+        return push_pull(masked, mask) if self._base == "push-pull" else mixed_fill(masked, mask)
 
     def _noise_in(self, mask: Mask) -> Tensor:
         """The noise in the holes, 0 elsewhere: (B, noise, H, W). Pictures larger than it see it again and again."""

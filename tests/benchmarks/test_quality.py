@@ -17,9 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def quality(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """benchmarks/ is no part of the package: the repository's root has to be on the path."""
     monkeypatch.syspath_prepend(str(ROOT))
+    report = importlib.import_module("benchmarks.report")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     return importlib.import_module("benchmarks.quality")
 
 
@@ -42,19 +44,32 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(quality: ModuleType, folder: Path, *flags: str) -> dict:
-    places = ["--photos", str(folder / "photos"), "--masks", str(folder / "masks"), "--size", "32", "--device", "cpu"]
-    assert cli.run(quality.main, [*places, "--out", str(folder / "out.json"), *flags]) == 0
-    return json.loads((folder / "out.json").read_text())
+    places = ["--photos", str(folder / "photos"), "--masks", str(folder / "masks"), "--size", "32", "--cpu"]
+    assert cli.run(quality.main, [*places, *flags]) == 0
+    return json.loads((folder / "results" / "quality.json").read_text())
 
 
 def test_an_untrained_unet_scores_as_push_pull_does(quality: ModuleType, folder: Path) -> None:
     sheet = folder / "new" / "sheet.png"
-    told = run(quality, folder, "--runs", f"ours={folder / 'run'}", "--sheet", str(sheet), "--sheet-photos", "2")
-    whole = told["figures"]["all"]
-    assert set(whole["means"]) == {"ours", "push-pull", "telea", "navier-stokes"}
-    assert whole["means"]["ours"] == whole["means"]["push-pull"]
-    assert whole["difference to push-pull"]["ours"]["psnr"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert whole["means"]["telea"] != whole["means"]["push-pull"]
+    told = run(
+        quality,
+        folder,
+        "--runs",
+        f"ours={folder / 'run'}",
+        "--sheet",
+        str(sheet),
+        "--sheet-photos",
+        "2",
+        "--sheet-systems",
+        "ours",
+    )
+    whole = {name: about["all"] for name, about in told["figures"].items()}
+    assert set(whole) == {"ours", "push-pull", "nearest pixel", "mixed", "telea", "navier-stokes"}
+    assert whole["ours"] == whole["push-pull"]
+    assert whole["ours"]["difference to push-pull"]["psnr"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    apart = whole["telea"]["difference to push-pull"]["psnr"]
+    means = [whole[name]["psnr"]["mean"] for name in ("telea", "push-pull")]
+    assert apart["mean"] == pytest.approx(means[0] - means[1], abs=2e-5) and apart["low"] < apart["mean"]
     assert told["context"]["runs"]["ours"] == {
         "network": "UNetConfig",
         "recipe": "unet",
@@ -62,16 +77,24 @@ def test_an_untrained_unet_scores_as_push_pull_does(quality: ModuleType, folder:
         "weights": "latest",
     }
     assert str(folder) not in json.dumps(told)
-    assert cv2.imread(str(sheet)).shape == (20 + 2 * 32, 6 * 32, 3)
+    drawn = cv2.imread(str(sheet))
+    assert drawn is not None and drawn.shape == (3 * (20 + 32), 2 * 32, 3)
 
 
 def test_buckets_hold_every_photo_once(quality: ModuleType, folder: Path) -> None:
-    figures = run(quality, folder)["figures"]
-    whole, buckets = figures.pop("all"), figures
+    telea = run(quality, folder)["figures"]["telea"]
+    whole, buckets = telea.pop("all"), telea
     assert whole["photos"] == 7 == sum(bucket["photos"] for bucket in buckets.values())
     assert set(buckets) == {"0.0-0.1", "0.5-0.6"}
-    mean = sum(bucket["photos"] * bucket["means"]["telea"]["psnr"] for bucket in buckets.values()) / 7
-    assert mean == pytest.approx(whole["means"]["telea"]["psnr"], abs=1e-4)
+    mean = sum(bucket["photos"] * bucket["psnr"]["mean"] for bucket in buckets.values()) / 7
+    assert mean == pytest.approx(whole["psnr"]["mean"], abs=1e-4)
+
+
+def test_the_table_lists_the_best_first(quality: ModuleType) -> None:
+    figures = {
+        name: {"all": {"psnr": {"mean": db, "low": db - 1, "high": db + 1}}} for name, db in (("a", 2), ("b", 3))
+    }
+    assert [line.split()[0] for line in quality.table(figures, ("psnr",))[1:]] == ["b", "a"]
 
 
 def test_a_photo_keeps_its_mask_when_others_join_or_leave(quality: ModuleType, folder: Path) -> None:
@@ -111,6 +134,10 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_photos(quality: Modul
         ({"shards": Path("s"), "runs": ("telea=r",)}, "have to differ"),
         ({"shards": Path("s"), "runs": ("a=r", "a=s")}, "have to differ"),
         ({"shards": Path("s"), "limit": 0}, "--limit 0"),
+        ({"shards": Path("s"), "metrics": ("beauty",)}, "--metrics beauty"),
+        ({"shards": Path("s"), "metrics": ()}, "--metrics"),
+        ({"shards": Path("s"), "sheet": Path("s.gif")}, "--sheet s.gif"),
+        ({"shards": Path("s"), "sheet_systems": ("unet",)}, "--sheet-systems unet"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused(quality: ModuleType, settings: dict, fault: str) -> None:

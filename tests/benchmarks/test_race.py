@@ -7,20 +7,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import race as module
-from benchmarks.quality import BASE
-from benchmarks.race import RaceConfig, figures_of, plan_of, plan_row, score, step_cost, table, train_row
+from benchmarks import report
+from benchmarks.quality import FILLS
+from benchmarks.race import RaceConfig, plan_of, plan_row, step_cost, train_row
 from benchmarks.variants import MEND, ROWS, VARIANTS
 from inpaint_dist.config import TrainConfig
-from inpaint_dist.data.pairs import PhotoSet
 from inpaint_dist.errors import UsageError
-from inpaint_dist.launch import Launch
 from inpaint_dist.models import PatchDiscriminatorConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
-
-ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
 
 
 @pytest.fixture
@@ -72,19 +68,15 @@ def test_a_row_trains_once_for_the_steps_that_its_time_holds_and_is_scored_besid
     plan_row(race, "tiny")
     train_row(race, "tiny")
 
-    pairs = PhotoSet(race.photos, race.masks, pairing="pool", size=32)
-    figures = figures_of(race, score(race, pairs, ALONE))
-    assert figures.keys() == {"tiny", BASE, "telea", "navier-stokes"}
-    assert figures["tiny"]["training"] == told and figures[BASE]["training"] is None
-    assert all(part["all"]["photos"] == 4 for part in figures.values())
-    own = figures[BASE]["all"][f"difference to {BASE}"]["psnr"]
-    assert own == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    apart = figures["telea"]["all"][f"difference to {BASE}"]["psnr"]
-    means = [figures[name]["all"]["psnr"]["mean"] for name in ("telea", BASE)]
-    assert apart["mean"] == pytest.approx(means[0] - means[1], abs=2e-5) and apart["low"] < apart["mean"]
-    lines = table(race, figures)
-    listed = [line.split()[0] for line in lines[1:]]
-    assert listed == sorted(figures, key=lambda name: figures[name]["all"]["hole_l1"]["mean"])
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    flags = {"shards": race.shards, "photos": race.photos, "masks": race.masks, "work": race.work}
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    monkeypatch.setattr(module, "in_processes", lambda work, race: work(race, "tiny"))
+    assert module.main([*words, "--rows", "tiny", "--minutes", "0.1", "--metrics", "psnr", "hole_l1"]) == 0
+    written = json.loads((tmp_path / "results" / "race.json").read_text())
+    assert written["figures"].keys() == {"tiny", *FILLS}
+    assert all(about["all"]["photos"] == 4 for about in written["figures"].values())
+    assert written["context"]["training"] == {"tiny": told}
 
 
 def test_a_rows_cost_is_that_of_its_median_step(shards: Path, tiny_row: TrainConfig):
