@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import pytest
@@ -74,6 +74,8 @@ GAMES = {
     "r1": Game(UNetConfig(channels=(4, 8)), PENALTY, RAW),
     "r1 of batch norm": Game(UNetConfig(channels=(4, 8)), PENALTY, FeatureDiscriminatorConfig(channels=(4, 8))),
 }
+assert {type(game.generator) for game in GAMES.values()} == set(get_args(GeneratorConfig))
+assert {type(game.discriminator) for game in GAMES.values()} == set(get_args(DiscriminatorConfig))
 
 
 class PlainGenerator(nn.Module):
