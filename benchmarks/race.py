@@ -42,6 +42,7 @@ from inpaint_dist.errors import UsageError
 from inpaint_dist.evaluation import MetricName
 from inpaint_dist.host import usable_cores, written_whole
 from inpaint_dist.launch import LaunchConfig, open_launch
+from inpaint_dist.models import ContextEncoderConfig
 from inpaint_dist.run_folder import Start
 from inpaint_dist.train import build_trainer, open_data, train
 from inpaint_dist.trainer import count_parameters
@@ -114,6 +115,9 @@ def config_of(race: RaceConfig, row: str) -> TrainConfig:
     """A row as a training run: its own recipe, everybody's data; nothing is drawn or evaluated before the end."""
     base = ROWS[row]
     never = 10**9
+    if isinstance(base.generator, ContextEncoderConfig):  # the only one that is made for one size
+        size = ShardIndex.load(race.shards, "train").size
+        base = replace(base, generator=replace(base.generator, size=size))
     return replace(
         base,
         output_dir=folder_of(race, row),

@@ -266,7 +266,8 @@ def careful_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Mo
         with launch.autocast():
             prediction = generator(masked(image, mask), mask)
             fake = prediction.detach().to(image.dtype)
-            real_scores, fake_scores = discriminator(torch.cat([image, fake])).scores.float().chunk(2)
+            scores = discriminator(torch.cat([image, fake]), torch.cat([mask, mask])).scores
+            real_scores, fake_scores = scores.float().chunk(2)
             loss_d = label_loss(fake_scores, 0.0) + label_loss(real_scores, 1.0)
         loss_d.backward()
         adam_d.step()

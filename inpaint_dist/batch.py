@@ -16,7 +16,7 @@ from inpaint_dist.errors import UserError
 
 Image: TypeAlias = Float[Tensor, "batch 3 height width"]
 Mask: TypeAlias = Float[Tensor, "batch 1 height width"]
-Scores: TypeAlias = Float[Tensor, "batch 1 rows columns"]
+Scores: TypeAlias = Float[Tensor, "batch maps rows columns"]
 LUCK = 8
 Luck: TypeAlias = Float[Tensor, "batch 8"]
 """What a sample's random choices in a step are made of: uniform in [0, 1). Seven are the augmentation's, one the
@@ -59,13 +59,24 @@ class Completion:
     """The raw output: a whole picture, the known pixels included."""
     composite: Image
     """The prediction pasted into the hole; the known pixels are the photo's own, bit for bit."""
+    drafts: tuple[Image, ...] = ()
+    """What a generator of several stages made before it."""
+
+
+class Drafted(NamedTuple):
+    """What a generator of several stages makes while it trains. A tuple, for DistributedDataParallel."""
+
+    prediction: Image
+    """The last stage's output."""
+    drafts: tuple[Image, ...]
+    """The stages' before it, which are asked to be near the photo too."""
 
 
 class Judgement(NamedTuple):
     """What a discriminator says of images. A tuple, so that DistributedDataParallel finds the tensors in it."""
 
     scores: Scores
-    """One number a patch, high where it looks real."""
+    """Numbers of each patch, high where it looks real; most discriminators give one map of them."""
     features: tuple[Tensor, ...] = ()
     """(B, C, H, W) of each layer below the scores, first to last."""
 

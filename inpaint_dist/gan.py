@@ -7,15 +7,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from inpaint_dist.batch import Batch, Completion, Image, Judgement, Luck, Mask, composite, masked
+from inpaint_dist.batch import Batch, Completion, Drafted, Image, Judgement, Luck, Mask, composite, masked
 from inpaint_dist.losses.adversarial import AdversarialLoss, accuracy, feature_distance, r1_penalty
 from inpaint_dist.losses.augmentation import augment_image, augment_mask
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.perceptual import cut_windows, perceptual_distance, style_distance, window_corners, window_size
 from inpaint_dist.losses.reconstruction import reconstruction_distance
 
-Generator: TypeAlias = Callable[[Image, Mask], Image]
-Discriminator: TypeAlias = Callable[[Image], Judgement]
+Generator: TypeAlias = Callable[[Image, Mask], Image | Drafted]
+Discriminator: TypeAlias = Callable[[Image, Mask], Judgement]
 Features: TypeAlias = Callable[[Image], list[Tensor]]
 
 
@@ -66,8 +66,8 @@ class InpaintingGAN:
         """Put the game together.
 
         Args:
-            generator: (masked, mask) → prediction.
-            discriminator: image → scores and features, as it is trained.
+            generator: (masked, mask) → prediction, or with the drafts before it.
+            discriminator: (image, mask) → scores and features, as it is trained.
             objective: what both are asked for.
             judge: the same discriminator as the generator's step calls it, where that differs (under DDP the module
                 itself, so that its gradients are not reduced a second time).
@@ -84,8 +84,9 @@ class InpaintingGAN:
 
     def complete(self, batch: Batch) -> Completion:
         """Fill the holes. The generator never sees what they hide."""
-        prediction = self.generator(masked(batch.image, batch.mask), batch.mask)
-        return Completion(prediction, composite(prediction, batch.image, batch.mask))
+        made = self.generator(masked(batch.image, batch.mask), batch.mask)
+        prediction, drafts = made if isinstance(made, Drafted) else (made, ())
+        return Completion(prediction, composite(prediction, batch.image, batch.mask), drafts)
 
     def discriminator_loss(
         self, batch: Batch, completion: Completion, *, penalise: bool = False
@@ -94,13 +95,14 @@ class InpaintingGAN:
         fake_image = self.shown(completion).detach().to(batch.image.dtype)
         real_image, fake_image, mask = self._augmented(batch, fake_image)
         if self.one_pass:
-            real, fake = self.discriminator(torch.cat([real_image, fake_image])).scores.chunk(2)
+            both = self.discriminator(torch.cat([real_image, fake_image]), torch.cat([mask, mask]))
+            real, fake = both.scores.chunk(2)
         else:
-            real, fake = self.discriminator(real_image).scores, self.discriminator(fake_image).scores
+            real, fake = (self.discriminator(image, mask).scores for image in (real_image, fake_image))
         adversarial = self.adversarial.discriminator(real, fake, mask)
         total, r1 = adversarial, None
         if penalise:
-            r1 = r1_penalty(self.judge, real_image)
+            r1 = r1_penalty(lambda image: self.judge(image, mask), real_image)
             total = total + self.objective.r1_weight * self.objective.r1_every * r1
         accuracy_real, accuracy_fake = accuracy(self.adversarial, real, fake, mask)
         return DiscriminatorLosses(
@@ -116,17 +118,17 @@ class InpaintingGAN:
     def generator_loss(self, batch: Batch, completion: Completion) -> GeneratorLosses:
         """G's loss: near the photo inside the hole, and a photo to D. D must be frozen by whoever steps."""
         shown = self.shown(completion)
-        real_image, fake_image, _ = self._augmented(batch, shown)
-        fake = self.judge(fake_image)
+        real_image, fake_image, mask = self._augmented(batch, shown)
+        fake = self.judge(fake_image, mask)
+        made = (completion.prediction, *completion.drafts)
+        distances = [reconstruction_distance(x, batch.image, batch.mask, self.objective.reconstruction) for x in made]
         terms = {
-            "reconstruction": reconstruction_distance(
-                completion.prediction, batch.image, batch.mask, self.objective.reconstruction
-            ),
-            "adversarial": self.adversarial.generator(fake.scores),
+            "reconstruction": torch.stack(distances).sum(),
+            "adversarial": self.adversarial.generator(fake.scores, mask),
         }
         if self.objective.feature_matching_weight:
             with torch.no_grad():
-                real = self.judge(real_image)
+                real = self.judge(real_image, mask)
             terms["feature_matching"] = feature_distance(fake, real)
         if self.features is not None:
             terms |= self._feature_terms(self.features, shown, batch)

@@ -4,16 +4,22 @@ from dataclasses import replace
 
 from inpaint_dist.config import TrainConfig
 from inpaint_dist.data.loader import DataConfig
-from inpaint_dist.losses.adversarial import NonSaturatingConfig
+from inpaint_dist.losses.adversarial import HingeConfig, NonSaturatingConfig, SoftMaskConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.perceptual import PerceptualConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig
 from inpaint_dist.models import (
+    AOTConfig,
+    ContextEncoderConfig,
     FeatureDiscriminatorConfig,
     FFCResNetConfig,
     FFCUNetConfig,
+    GatedConfig,
+    GlobalDiscriminatorConfig,
+    MIGANConfig,
     PatchDiscriminatorConfig,
     SeedAutoencoderConfig,
+    SpectralDiscriminatorConfig,
     UNetConfig,
 )
 from inpaint_dist.trainer import TrainerConfig
@@ -116,4 +122,102 @@ It is made for about a million steps: a short run of it is no measure of it.
 LAMA_SMALL = replace(LAMA, recipe="lama-small", generator=FFCResNetConfig(base_channels=32, blocks=6))
 """LaMa's recipe on a generator of 4.8 million parameters instead of 27, a fifth of its multiplications."""
 
-RECIPES: dict[str, TrainConfig] = {config.recipe: config for config in (SEED, UNET, MEND, LAMA, LAMA_SMALL)}
+CONTEXT_ENCODER = TrainConfig(
+    recipe="context-encoder",
+    generator=ContextEncoderConfig(),
+    discriminator=FeatureDiscriminatorConfig(channels=(64, 128, 256)),
+    objective=ObjectiveConfig(
+        reconstruction=ReconstructionConfig(kind="l2", where="hole", reduction="mean"),
+        reconstruction_weight=0.999,
+        adversarial=NonSaturatingConfig(mask_as_fake_target=False),
+        adversarial_weight=0.001,
+        discriminator_sees="composite",
+    ),
+    data=DataConfig(flip=True, mask_source="center"),
+    trainer=TrainerConfig(lr=2e-3, lr_d=2e-4, betas=(0.5, 0.999), lr_schedule="constant"),
+)
+"""The context encoder (Pathak et al., 2016), where inpainting GANs begin: a central hole, L2 and a GAN through a narrow
+bottleneck.
+
+As published: losses and their weights, optimiser and rates, the hole. What differs: 256 pixels instead of 128, and the
+mask in; a patch discriminator with batch norm on the whole composite, where the paper has one score of the hole's
+block; no tenfold weight on a ring of overlap; batch of 8 instead of 64. It takes pictures of one size alone
+(--generator.size).
+"""
+
+DEEPFILL = TrainConfig(
+    recipe="deepfillv2",
+    generator=GatedConfig(),
+    discriminator=SpectralDiscriminatorConfig(),
+    objective=ObjectiveConfig(
+        reconstruction=ReconstructionConfig(kind="l1", where="both", reduction="mean"),
+        reconstruction_weight=1.0,
+        adversarial=HingeConfig(),
+        adversarial_weight=1.0,
+        discriminator_sees="composite",
+    ),
+    data=DataConfig(flip=True, mask_source="deepfill"),
+    trainer=TrainerConfig(lr=1e-4, betas=(0.5, 0.999), lr_schedule="constant"),
+)
+"""DeepFillv2 (Yu et al., Free-Form Image Inpainting with Gated Convolution, 2019): two stages of gated convolutions
+with contextual attention, L1 on both stages' outputs, a hinge GAN on every channel of a spectrally normalised
+discriminator.
+
+As published: networks, losses and weights, optimiser, masks. What differs: batch of 8 a process instead of 16, and a
+hole's mask drawn for each sample. No user-guided channel.
+"""
+
+AOT = TrainConfig(
+    recipe="aot-gan",
+    generator=AOTConfig(),
+    discriminator=SpectralDiscriminatorConfig(
+        channels=(64, 128, 256, 512), kernel=4, halvings=3, sees_mask=False, scores=1
+    ),
+    objective=ObjectiveConfig(
+        reconstruction=ReconstructionConfig(kind="l1", where="both", reduction="mean"),
+        reconstruction_weight=1.0,
+        adversarial=SoftMaskConfig(),
+        adversarial_weight=0.01,
+        perceptual_weight=0.1,
+        style_weight=250.0,
+        discriminator_sees="composite",
+    ),
+    data=DataConfig(flip=True),
+    trainer=TrainerConfig(lr=1e-4, betas=(0.5, 0.999), lr_schedule="constant"),
+)
+"""AOT-GAN (Zeng et al., 2021): eight blocks that look at four distances at once, L1, perceptual and style losses, and a
+GAN whose discriminator is taught where the hole is.
+
+As published: networks, weights, optimiser, batch of 8. What differs: VGG16 where the paper has VGG19, and features of
+unit length in the perceptual term; these terms look at the composite, where the paper's look at the prediction; the
+generator is rewarded for holes that look real (its released code has that label the other way round).
+"""
+
+MIGAN = TrainConfig(
+    recipe="mi-gan",
+    generator=MIGANConfig(),
+    discriminator=GlobalDiscriminatorConfig(),
+    objective=ObjectiveConfig(
+        reconstruction=ReconstructionConfig(kind="l1", where="both", reduction="mean"),
+        reconstruction_weight=2.0,
+        adversarial=NonSaturatingConfig(mask_as_fake_target=False),
+        adversarial_weight=1.0,
+        r1_weight=10.0,
+        r1_every=16,
+        discriminator_sees="composite",
+    ),
+    data=DataConfig(flip=True, mask_source="mat-large"),
+    trainer=TrainerConfig(lr=1e-3, betas=(0.0, 0.99), lr_schedule="constant"),
+)
+"""MI-GAN (Sargsyan et al., 2023) without its teacher: depthwise separable convolutions for phones, a StyleGAN2-like
+discriminator on composite and mask, lazy R1.
+
+As published: the generator and its size, the GAN loss, R1, optimiser, free-form masks. What differs, and it matters:
+the paper distils a CoModGAN trained on millions of photos, and its L1 is the distance to that teacher's output; here it
+is that to the photo. Convolutions of the discriminator are ordinary ones without equalised rates; batch of 8 instead of
+32.
+"""
+
+RECIPES: dict[str, TrainConfig] = {
+    config.recipe: config for config in (SEED, UNET, MEND, LAMA, LAMA_SMALL, CONTEXT_ENCODER, DEEPFILL, AOT, MIGAN)
+}

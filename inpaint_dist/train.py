@@ -117,6 +117,10 @@ def _refuse_what_does_not_run(generator: nn.Module, images: int, size: int, mult
             f"pictures of {size} pixels do not fit the generator, which takes multiples of {multiple}: make "
             "shards of such a --size, or give it fewer halvings"
         )
+    if (own := getattr(generator, "fixed_size", size)) != size:
+        raise UsageError(
+            f"pictures of {size} pixels do not fit the generator, which is made for {own}: give --generator.size {size}"
+        )
     if size < smallest:
         raise UsageError(
             f"pictures of {size} pixels are too small for the discriminator, which needs {smallest}: make shards of a "

@@ -16,7 +16,17 @@ from inpaint_dist.recipes import RECIPES
 
 SIZE = 32
 TINY = ("--generator.channels", "4", "8", "--discriminator.channels", "4", "8", "--report-to", "none", "--threads", "1")
-TINY_LAMA = ("--generator.base-channels", "2", "--generator.blocks", "1", *TINY[3:])
+QUIET = TINY[6:]
+SMALL_D = TINY[3:6]
+TINY_OF = {
+    "lama": ("--generator.base-channels", "2", "--generator.blocks", "1"),
+    "lama-small": ("--generator.base-channels", "2", "--generator.blocks", "1"),
+    "context-encoder": tuple(f"--generator.size {SIZE} --generator.channels 4 8 --generator.bottleneck 8".split()),
+    "deepfillv2": tuple("--generator.base-channels 4 --generator.dilations 2 --discriminator.halvings 2".split()),
+    "aot-gan": tuple("--generator.base-channels 4 --generator.blocks 1 --discriminator.halvings 2".split()),
+    "mi-gan": tuple("--generator.channels 4 8".split()),
+}
+"""Flags of the recipes whose networks have other settings than channels."""
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +85,7 @@ def run_train(shards: Path, vgg16: Path, tmp_path: Path) -> Callable[..., Path]:
     """Train tiny networks on the small shards; returns the run folder."""
 
     def run(*flags: str, recipe: str = "unet", name: str = "run") -> Path:
-        small = TINY_LAMA if recipe.startswith("lama") else TINY
+        small = (*TINY_OF[recipe], *SMALL_D, *QUIET) if recipe in TINY_OF else TINY
         if RECIPES[recipe].objective.looks_at_features:
             small = (*small, "--objective.perceptual.weights", str(vgg16), "--objective.perceptual.layers", "relu1_2")
         train.main([recipe, "--shards", str(shards), "--output-dir", str(tmp_path / name), *small, *flags])

@@ -25,17 +25,23 @@ from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.evaluation import METRICS, EvaluationFailed, evaluate
 from inpaint_dist.launch import Launch, LaunchConfig, open_launch
-from inpaint_dist.losses.adversarial import NonSaturatingConfig
+from inpaint_dist.losses.adversarial import NonSaturatingConfig, SoftMaskConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig
 from inpaint_dist.models import (
+    AOTConfig,
+    ContextEncoderConfig,
     DiscriminatorConfig,
     FeatureDiscriminatorConfig,
     FFCResNetConfig,
     FFCUNetConfig,
+    GatedConfig,
     GeneratorConfig,
+    GlobalDiscriminatorConfig,
+    MIGANConfig,
     PatchDiscriminatorConfig,
     SeedAutoencoderConfig,
+    SpectralDiscriminatorConfig,
     UNetConfig,
 )
 from inpaint_dist.models.sync_batchnorm import SyncBatchNorm2d
@@ -66,6 +72,8 @@ PENALTY = ObjectiveConfig(adversarial=NonSaturatingConfig(), adversarial_weight=
 CHANCE = ObjectiveConfig(adversarial_weight=0.5, augment=("colour", "translation", "cutout"))
 SQUASHED = PatchDiscriminatorConfig(channels=(4, 8))
 RAW = PatchDiscriminatorConfig(channels=(4, 8), sigmoid=False)
+SPECTRAL = SpectralDiscriminatorConfig(channels=(4, 8), halvings=2)
+SOFT = ObjectiveConfig(adversarial=SoftMaskConfig(), adversarial_weight=0.5)
 GAMES = {
     "seed": Game(SeedAutoencoderConfig(channels=(4, 8)), RECIPES["seed"].objective, SQUASHED),
     "unet": Game(UNetConfig(channels=(4, 8)), RECIPES["unet"].objective, SQUASHED),
@@ -73,9 +81,18 @@ GAMES = {
     "augmented": Game(FFCUNetConfig(channels=(4, 8), blocks=1), CHANCE, SQUASHED),
     "r1": Game(UNetConfig(channels=(4, 8)), PENALTY, RAW),
     "r1 of batch norm": Game(UNetConfig(channels=(4, 8)), PENALTY, FeatureDiscriminatorConfig(channels=(4, 8))),
+    "context encoder": Game(ContextEncoderConfig(size=32, channels=(4, 8), bottleneck=8), FEATURES, RAW),
+    "gated": Game(GatedConfig(base_channels=4, dilations=(2,)), RECIPES["deepfillv2"].objective, SPECTRAL),
+    "aot": Game(AOTConfig(base_channels=4, blocks=1), SOFT, SPECTRAL),
+    "migan": Game(MIGANConfig(channels=(4, 8)), PENALTY, RAW),
 }
+EQUAL = [name for name in GAMES if name != "r1 of batch norm"]
+"""Those in which two ranks are to equal one process."""
 assert {type(game.generator) for game in GAMES.values()} == set(get_args(GeneratorConfig))
-assert {type(game.discriminator) for game in GAMES.values()} == set(get_args(DiscriminatorConfig))
+# The minibatch deviation is a rank's own: two ranks differ from one process by it.
+assert {type(game.discriminator) for game in GAMES.values()} == {*get_args(DiscriminatorConfig)} - {
+    GlobalDiscriminatorConfig
+}
 
 
 class PlainGenerator(nn.Module):
@@ -405,7 +422,7 @@ def furthest(found: list[dict[str, float]], expected: list[dict[str, float]]) ->
 # -------------------------------------------------------------------------------------------- what must hold
 
 
-@pytest.mark.parametrize("kind", ["seed", "unet", "ffc", "augmented", "r1"])
+@pytest.mark.parametrize("kind", EQUAL)
 def test_two_ranks_of_two_train_as_one_process_of_four(kind: str, ranks: Ranks, shards: Path):
     settings = {"shards": str(shards), "kind": kind, "steps": 20, "double": True}
     first, second = ranks.run(train_steps, **settings)
@@ -418,7 +435,7 @@ def test_two_ranks_of_two_train_as_one_process_of_four(kind: str, ranks: Ranks, 
     )
 
 
-@pytest.mark.parametrize("kind", ["seed", "unet", "ffc", "augmented", "r1"])
+@pytest.mark.parametrize("kind", EQUAL)
 def test_in_float32_the_first_step_is_that_of_one_process(kind: str, ranks: Ranks, shards: Path):
     settings = {"shards": str(shards), "kind": kind, "steps": 1}
     first, second = ranks.run(train_steps, **settings)

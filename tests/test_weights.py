@@ -9,7 +9,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from inpaint_dist.errors import UserError
-from inpaint_dist.models import FFCResNetConfig, FFCUNetConfig, GeneratorConfig, SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.models import (
+    AOTConfig,
+    ContextEncoderConfig,
+    FFCResNetConfig,
+    FFCUNetConfig,
+    GatedConfig,
+    GeneratorConfig,
+    MIGANConfig,
+    SeedAutoencoderConfig,
+    UNetConfig,
+)
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.weights import GENERATOR, export_generator, load_into, read_generator, write_card
 
@@ -18,6 +28,10 @@ CONFIGS = [
     UNetConfig(channels=(4, 6)),
     FFCUNetConfig(channels=(4, 8), blocks=1),
     FFCResNetConfig(base_channels=2, blocks=1),
+    ContextEncoderConfig(size=16, channels=(4, 8), bottleneck=8),
+    GatedConfig(base_channels=4, dilations=(2,)),
+    AOTConfig(base_channels=4, blocks=1),
+    MIGANConfig(channels=(4, 8)),
 ]
 
 

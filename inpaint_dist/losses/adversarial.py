@@ -1,10 +1,12 @@
 """The GAN game's losses of both networks on maps of scores, R1, and feature matching.
 
-Each loss has `discriminator(real, fake, mask)`: D's loss on photos plus D's loss on completions, and `generator(fake)`:
-small where D takes the completion for a photo. Every figure is a mean over images, in float32 or wider; all maps of a
-batch are of one size, so that the mean over everything is the mean over images of each map's mean.
+Each loss has `discriminator(real, fake, mask)`: D's loss on photos plus D's loss on completions, and
+`generator(fake, mask)`: small where D takes the completion for a photo. Every figure is a mean over images, in float32
+or wider; all maps of a batch are of one size, so that the mean over everything is the mean over images of each map's
+mean.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
@@ -15,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inpaint_dist.batch import Image, Judgement, Mask, Scores
+from inpaint_dist.errors import UsageError
 
 
 @runtime_checkable
@@ -30,8 +33,8 @@ class AdversarialLoss(Protocol):
         """D's loss on photos plus D's loss on completions, whose holes `mask` tells."""
         ...
 
-    def generator(self, fake: Scores) -> Float[Tensor, ""]:
-        """G's loss on the scores of its completions."""
+    def generator(self, fake: Scores, mask: Mask) -> Float[Tensor, ""]:
+        """G's loss on the scores of its completions, whose holes `mask` tells."""
         ...
 
 
@@ -59,7 +62,7 @@ class LeastSquares:
         """D's loss on the given input plus D's loss on the full photo."""
         return self._to(fake, 0.0) + self._to(real, 1.0)
 
-    def generator(self, fake: Scores) -> Float[Tensor, ""]:
+    def generator(self, fake: Scores, mask: Mask) -> Float[Tensor, ""]:  # noqa: ARG002
         """G's loss: small where D takes the completion for a photo."""
         return self._to(fake, 1.0)
 
@@ -99,7 +102,7 @@ class NonSaturating:
             caught = torch.where(touched(mask, fake) > 0.5, caught, F.softplus(-fake))
         return F.softplus(-_wide(real)).mean() + caught.mean()
 
-    def generator(self, fake: Scores) -> Float[Tensor, ""]:
+    def generator(self, fake: Scores, mask: Mask) -> Float[Tensor, ""]:  # noqa: ARG002
         """G's loss over all patches."""
         return F.softplus(-_wide(fake)).mean()
 
@@ -125,9 +128,60 @@ class Hinge:
         """D's loss on photos plus D's loss on completions: nothing to gain beyond scores of 1 and -1."""
         return F.relu(1.0 - _wide(real)).mean() + F.relu(1.0 + _wide(fake)).mean()
 
-    def generator(self, fake: Scores) -> Float[Tensor, ""]:
+    def generator(self, fake: Scores, mask: Mask) -> Float[Tensor, ""]:  # noqa: ARG002
         """G's loss: lower the higher its completions score."""
         return -_wide(fake).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftMaskConfig:
+    """Least squares in which a completion is fake where its hole is, softly (Zeng et al., AOT-GAN, 2021, eq. 4, 5)."""
+
+    raw_scores: ClassVar[bool] = False
+
+    sigma: float = 1.0
+    """Deviation, in patches, of the Gaussian by which the hole's edge is softened for D."""
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise UsageError(f"--objective.adversarial.sigma {self.sigma}: give more than 0")
+
+    def build(self) -> "SoftMask":
+        """Make the loss."""
+        return SoftMask(self)
+
+
+class SoftMask:
+    """D pushes photos to 1, and completions to 1 less the softened hole; G pushes its holes' patches to 1.
+
+    A perfect hole has the lowest loss of G. (The labels of AOT-GAN's released code are the other way round for G.)
+    """
+
+    threshold = 0.5
+    mask_as_fake_target = True
+
+    def __init__(self, config: SoftMaskConfig) -> None:
+        reach = math.ceil(3.0 * config.sigma)
+        weights = [math.exp(-0.5 * (place / config.sigma) ** 2) for place in range(-reach, reach + 1)]
+        self._weights = [weight / sum(weights) for weight in weights]
+
+    def discriminator(self, real: Scores, fake: Scores, mask: Mask) -> Float[Tensor, ""]:
+        """D's loss on photos plus D's loss on completions."""
+        real, fake = _wide(real), _wide(fake)
+        label = 1.0 - self._softened(touched(mask, fake).to(fake.dtype))
+        return (fake - label).square().mean() + (real - 1.0).square().mean()
+
+    def generator(self, fake: Scores, mask: Mask) -> Float[Tensor, ""]:
+        """G's loss over the patches that its hole touches, as a mean over all patches."""
+        fake = _wide(fake)
+        return ((fake - 1.0).square() * touched(mask, fake)).mean()
+
+    def _softened(self, hole: Scores) -> Scores:
+        """The hole blurred along rows and columns; the picture goes on beyond its edges as at them."""
+        reach = len(self._weights) // 2
+        kernel = torch.tensor(self._weights, device=hole.device, dtype=hole.dtype).view(1, 1, -1, 1)
+        across = F.conv2d(F.pad(hole, (0, 0, reach, reach), mode="replicate"), kernel)
+        return F.conv2d(F.pad(across, (reach, reach, 0, 0), mode="replicate"), kernel.transpose(2, 3))
 
 
 def accuracy(loss: AdversarialLoss, real: Scores, fake: Scores, mask: Mask) -> tuple[Tensor, Tensor]:
@@ -137,14 +191,14 @@ def accuracy(loss: AdversarialLoss, real: Scores, fake: Scores, mask: Mask) -> t
     hole touches are to be called fake; a completion without one counts half, as a guess does.
     """
     real, fake = _wide(real.detach()), _wide(fake.detach())
-    asked = touched(mask, fake).to(fake.dtype) if loss.mask_as_fake_target else torch.ones_like(fake)
+    asked = touched(mask, fake).to(fake.dtype).expand_as(fake) if loss.mask_as_fake_target else torch.ones_like(fake)
     count = asked.sum((1, 2, 3))
     caught = ((fake < loss.threshold) * asked).sum((1, 2, 3)) / count.clamp_min(1.0)
     return (real > loss.threshold).to(real.dtype).mean(), torch.where(count > 0, caught, 0.5).mean()
 
 
-def touched(mask: Mask, scores: Scores) -> Scores:
-    """1 for each score whose cell of the picture, cut evenly into as many as there are scores, meets the hole."""
+def touched(mask: Mask, scores: Scores) -> Float[Tensor, "batch 1 rows columns"]:
+    """1 for each patch whose cell of the picture, cut evenly into as many as there are scores, meets the hole."""
     return F.adaptive_max_pool2d(mask.float(), scores.shape[-2:])
 
 
@@ -176,5 +230,5 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-AdversarialConfig: TypeAlias = LeastSquaresConfig | NonSaturatingConfig | HingeConfig
+AdversarialConfig: TypeAlias = LeastSquaresConfig | NonSaturatingConfig | HingeConfig | SoftMaskConfig
 """The menu. `raw_scores`: the loss squashes scores itself, or bounds nothing; a discriminator must not squash them."""

@@ -43,7 +43,7 @@ def resize_up(channels_in: int, channels_out: int) -> nn.Sequential:
 
 def has_batch_statistics(network: nn.Module) -> bool:
     """Whether a sample's output depends on the other samples of its batch while training."""
-    return bool(batch_norms(network))
+    return any(isinstance(m, _BatchNorm) or getattr(m, "has_batch_statistics", False) for m in network.modules())
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:

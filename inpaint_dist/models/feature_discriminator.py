@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from inpaint_dist.batch import Image, Judgement
+from inpaint_dist.batch import Image, Judgement, Mask
 from inpaint_dist.errors import UsageError
 
 
@@ -43,7 +43,7 @@ class FeatureDiscriminator(nn.Module):
         self.layers = nn.ModuleList([first, *halving, _layer(widths[-1], widths[-1], stride=1)])
         self.to_score = nn.Conv2d(widths[-1], 1, 4, padding=2)
 
-    def forward(self, image: Image) -> Judgement:
+    def forward(self, image: Image, mask: Mask) -> Judgement:  # noqa: ARG002 - it looks at the picture alone
         """Score (B, 3, H, W) in [-1, 1]: raw scores (B, 1, about H/2^n, W/2^n), high where a patch looks real."""
         features: list[Tensor] = []
         for layer in self.layers:

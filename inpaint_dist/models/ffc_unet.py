@@ -26,8 +26,9 @@ class FFCUNetConfig:
     """Residual blocks at the deepest level, of two fast Fourier convolutions each."""
     global_share: float = 0.75
     """Share of the blocks' channels that go through the spectrum of the whole picture."""
-    base: Literal["mixed", "push-pull"] = "mixed"
-    """The fill that the network starts from: push-pull, or its mean with the nearest known pixels."""
+    base: Literal["blended", "mixed", "push-pull"] = "blended"
+    """The fill that the network starts from: push-pull; mixed: its mean with the nearest known pixels; blended: the
+    network sees both and says for each pixel how much of which, at first half of each."""
     noise: int = 2
     """Channels of noise, the same in every picture, that the network may make texture of: a fill is smooth, and so is
     what bilinear doubling makes of it. 0: none."""
@@ -51,6 +52,14 @@ class FFCUNetConfig:
 _TILE = 256
 
 
+def _base(fills: tuple[Image, ...], share: Tensor) -> Image:
+    """The fill that the residual is added to; of two, `share` (B, 1, H, W) says how far from half and half."""
+    if len(fills) == 1:
+        return fills[0]
+    smooth, nearest = fills
+    return torch.lerp(smooth, nearest, torch.sigmoid(share))
+
+
 def mixed_fill(masked: Image, mask: Mask) -> Image:
     """The mean of push-pull and the nearest known pixels: (B, 3, H, W) in [-1, 1] → the same, in float32 or wider."""
     return (push_pull(masked, mask) + nearest_fill(masked, mask)) / 2.0
@@ -70,9 +79,10 @@ class FFCUNet(nn.Module):
         super().__init__()
         channels = config.channels
         self.size_multiple = 2 ** (len(channels) + 1)  # reflection needs 2 pixels at the deepest level
-        entry = 4 + config.noise
+        self._blends = config.base == "blended"
+        entry = (7 if self._blends else 4) + config.noise
         self.register_buffer("noise", _noise(config.noise), persistent=False)
-        self._base = config.base
+        self._of = config.base
         self._split = branches(channels[-1], config.global_share)
         self.encoder = nn.ModuleList(
             down(a, b, norm=level > 0) for level, (a, b) in enumerate(pairwise((entry, *channels)))
@@ -86,14 +96,14 @@ class FFCUNet(nn.Module):
         self.texture = nn.Sequential(
             nn.Conv2d(width + entry, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ELU()
         )
-        self.to_residual = nn.Conv2d(width, 3, 3, padding=1)
+        self.to_residual = nn.Conv2d(width, 4 if self._blends else 3, 3, padding=1)
         nn.init.zeros_(self.to_residual.weight)
         nn.init.zeros_(self.to_residual.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, masked: Image, mask: Mask) -> Image:
         """Predict (B, 3, H, W), about [-1, 1], from the masked photo (0 in the hole) and its mask (1 = hole)."""
-        base = self._fill(masked, mask)
-        entry = torch.cat([base, mask, self._noise_in(mask)], dim=1)
+        fills = self._fills(masked, mask)
+        entry = torch.cat([*fills, mask, self._noise_in(mask)], dim=1)
         features: Tensor = entry
         skips: list[Tensor] = []
         for level in self.encoder:
@@ -107,11 +117,14 @@ class FFCUNet(nn.Module):
             features = level(features)
             if skips:
                 features = torch.cat([features, skips.pop()], dim=1)
-        return base + self.to_residual(self.texture(torch.cat([features, entry], dim=1))).to(base.dtype)
+        told = self.to_residual(self.texture(torch.cat([features, entry], dim=1))).to(fills[0].dtype)
+        return _base(fills, told[:, 3:]) + told[:, :3]
 
-    def _fill(self, masked: Image, mask: Mask) -> Image:
-        """The unlearned fill: (B, 3, H, W) in float32 or wider."""
-        return push_pull(masked, mask) if self._base == "push-pull" else mixed_fill(masked, mask)
+    def _fills(self, masked: Image, mask: Mask) -> tuple[Image, ...]:
+        """The unlearned fills that the network sees: (B, 3, H, W) each, in float32 or wider."""
+        if self._blends:
+            return push_pull(masked, mask), nearest_fill(masked, mask)
+        return (push_pull(masked, mask) if self._of == "push-pull" else mixed_fill(masked, mask),)
 
     def _noise_in(self, mask: Mask) -> Tensor:
         """The noise in the holes, 0 elsewhere: (B, noise, H, W). Pictures larger than it see it again and again."""

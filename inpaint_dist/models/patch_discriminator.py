@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from inpaint_dist.batch import Image, Judgement
+from inpaint_dist.batch import Image, Judgement, Mask
 from inpaint_dist.errors import UsageError
 from inpaint_dist.models.blocks import down
 
@@ -39,7 +39,7 @@ class PatchDiscriminator(nn.Module):
         self.to_score = nn.Conv2d(config.channels[-1], 1, 3, padding=1)
         self.sigmoid = config.sigmoid
 
-    def forward(self, image: Image) -> Judgement:
+    def forward(self, image: Image, mask: Mask) -> Judgement:  # noqa: ARG002 - it looks at the picture alone
         """Score (B, 3, H, W) in [-1, 1]: (B, 1, H/2^n, W/2^n), near 1 where a patch looks real."""
         features: list[Tensor] = []
         for layer in self.features:

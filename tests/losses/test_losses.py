@@ -11,6 +11,7 @@ from inpaint_dist.losses.adversarial import (
     LeastSquares,
     LeastSquaresConfig,
     NonSaturatingConfig,
+    SoftMaskConfig,
     accuracy,
     feature_distance,
     r1_penalty,
@@ -85,12 +86,12 @@ def test_least_squares_gives_the_values_of_its_paper():
     real, fake = torch.full((2, 1, 2, 2), 0.75), torch.full((2, 1, 2, 2), 0.5)
     loss = LeastSquares()
     assert loss.discriminator(real, fake, WHOLE).item() == pytest.approx(0.25**2 + 0.5**2)
-    assert loss.generator(fake).item() == pytest.approx(0.5**2)
+    assert loss.generator(fake, WHOLE[: len(fake)]).item() == pytest.approx(0.5**2)
 
 
 def test_the_label_of_real_is_one_and_the_generator_is_rewarded_for_it():
     loss, fooled, caught = LeastSquares(), torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
-    assert loss.generator(fooled) < loss.generator(caught)
+    assert loss.generator(fooled, WHOLE[: len(fooled)]) < loss.generator(caught, WHOLE[: len(caught)])
     assert loss.discriminator(fooled, caught, WHOLE[:1]) == 0
 
 
@@ -103,7 +104,7 @@ def test_the_non_saturating_loss_gives_the_values_of_its_paper():
     loss = NonSaturatingConfig(mask_as_fake_target=False).build()
     by_hand = log_one_plus_exp(-0.75) + log_one_plus_exp(-0.5)
     assert loss.discriminator(real, fake, WHOLE).item() == pytest.approx(by_hand)
-    assert loss.generator(fake).item() == pytest.approx(log_one_plus_exp(0.5))
+    assert loss.generator(fake, WHOLE[: len(fake)]).item() == pytest.approx(log_one_plus_exp(0.5))
 
 
 def test_with_the_mask_as_fake_target_patches_that_no_hole_touches_are_to_be_called_real():
@@ -142,18 +143,45 @@ def test_the_hinge_loss_gives_the_values_of_its_paper_and_nothing_beyond_its_mar
     real, fake = torch.tensor([[[[0.25, 2.0]]]]), torch.tensor([[[[-0.5, -3.0]]]])
     loss = HingeConfig().build()
     assert loss.discriminator(real, fake, WHOLE[:1]).item() == pytest.approx((0.75 + 0) / 2 + (0.5 + 0) / 2)
-    assert loss.generator(fake).item() == pytest.approx(1.75)
+    assert loss.generator(fake, WHOLE[: len(fake)]).item() == pytest.approx(1.75)
 
 
-@pytest.mark.parametrize("config", [LeastSquaresConfig(), NonSaturatingConfig(), HingeConfig()])
+def test_the_soft_mask_loss_gives_the_values_of_its_paper_with_a_softened_hole():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1  # the left half of the picture; scores of 8 x 8, of which the edge is in the middle
+    real, fake = torch.full((1, 1, 8, 8), 0.75), torch.full((1, 1, 8, 8), 0.5)
+    blur = [math.exp(-0.5 * place**2) for place in range(-3, 4)]
+    blur = [weight / sum(blur) for weight in blur]
+    hole = [1, 1, 1, 1, 0, 0, 0, 0]
+    soft = [sum(w * hole[min(max(x + d, 0), 7)] for d, w in enumerate(blur, -3)) for x in range(8)]
+    by_hand = sum((0.5 - (1 - s)) ** 2 for s in soft) / 8 + 0.25**2
+    loss = SoftMaskConfig(sigma=1.0).build()
+    assert loss.discriminator(real, fake, mask).item() == pytest.approx(by_hand, abs=1e-6)
+    assert loss.generator(fake, mask).item() == pytest.approx(0.5**2 / 2)
+    assert 0.5 < soft[3] < 1 and 0 < soft[4] < 0.5
+
+
+def test_a_perfect_hole_costs_the_soft_mask_generator_nothing_and_noise_does():
+    """The released code of AOT-GAN labels it the other way: there a hole that D takes for real scores worst."""
+    loss, mask = SoftMaskConfig().build(), torch.ones(1, 1, 8, 8)
+    taken_for_real, caught = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+    assert loss.generator(taken_for_real, mask) == 0 < loss.generator(caught, mask)
+
+    def inverted(fake: torch.Tensor) -> torch.Tensor:  # the bug, made again
+        return ((fake - (1 - mask[..., :2, :2])).square() * mask[..., :2, :2]).mean()
+
+    assert inverted(taken_for_real) > inverted(caught)
+
+
+@pytest.mark.parametrize("config", [LeastSquaresConfig(), NonSaturatingConfig(), HingeConfig(), SoftMaskConfig()])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_losses_of_half_precision_scores_are_float32_and_good_scores_cost_less(
     config: AdversarialConfig, half: torch.dtype
 ):
     good, bad = torch.ones(2, 1, 4, 4, dtype=half), -torch.ones(2, 1, 4, 4, dtype=half)
     loss = config.build()
-    assert loss.generator(good).dtype == loss.discriminator(good, bad, WHOLE).dtype == torch.float32
-    assert loss.generator(good) < loss.generator(bad)
+    assert loss.generator(good, WHOLE[: len(good)]).dtype == loss.discriminator(good, bad, WHOLE).dtype == torch.float32
+    assert loss.generator(good, WHOLE[: len(good)]) < loss.generator(bad, WHOLE[: len(bad)])
     assert loss.discriminator(good, bad, WHOLE) < loss.discriminator(bad, good, WHOLE)
 
 
