@@ -56,8 +56,8 @@ class TrainConfig:
     eval_every: int | None = None
     """Steps between two evaluations on the validation set; None: a tenth of the run, at most 1000."""
     eval_metrics: tuple[MetricName, ...] = METRICS
-    """What the validation set is scored by. lpips_alex, lpips_vgg, fid and kid need the extra `eval` and weights, which
-    are looked for before the first step."""
+    """What the validation set is scored by. lpips_alex, lpips_vgg, fid, kid, p_ids and u_ids need the extra `eval` and
+    weights, which are looked for before the first step."""
     best_by: MetricName = "psnr"
     """Which of them decides what are the best weights and checkpoint, which are kept."""
     init_from: Path | None = None
