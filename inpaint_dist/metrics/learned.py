@@ -126,7 +126,7 @@ def discriminative_scores(
 
     both = torch.cat([photos, completions]).cpu().numpy()
     labels = [1] * len(photos) + [0] * len(completions)
-    scores = torch.from_numpy(LinearSVC(dual=False, random_state=0).fit(both, labels).decision_function(both))
+    scores = torch.from_numpy(LinearSVC(dual="auto", random_state=0).fit(both, labels).decision_function(both))
     real, fake = scores[: len(photos)], scores[len(photos) :]
     paired = (fake > real).double().mean()
     unpaired = ((real < 0).double().mean() + (fake > 0).double().mean()) / 2
