@@ -25,6 +25,7 @@ FORMAT = 1
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 _TEMPORARY = ".writing-"
+_REPLACED = f"{_TEMPORARY}replaced-"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
         if final.exists():  # a step saved before, and done again after a return to an earlier checkpoint
-            final.rename(root / f"{_TEMPORARY}replaced-{final.name}")
+            final.rename(root / f"{_REPLACED}{final.name}")
         temporary.rename(final)
         sync_to_disk(root)
         _sweep(root)
@@ -96,7 +97,9 @@ def verify(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST}: not a checkpoint's manifest ({error})") from error
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+        raise UserError(f"{folder / MANIFEST}: checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+    if manifest.keys() != {"format", "step", "files"} or folder.name != f"step-{manifest['step']!s:0>7}":
+        raise UserError(f"{folder / MANIFEST}: not the manifest of {folder.name} (damaged on disk?)")
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -107,7 +110,13 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that verifies, and say which newer ones were passed over and why."""
+    """Find the newest checkpoint that verifies, and say which newer ones were passed over and why.
+
+    One that a kill caught while another of its step was about to take its name gets the name back.
+    """
+    for replaced in root.glob(f"{_REPLACED}*"):
+        if not (final := root / replaced.name.removeprefix(_REPLACED)).exists():
+            replaced.rename(final)
     passed_over: list[str] = []
     for folder in reversed(list_checkpoints(root)):
         try:
