@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,16 @@ from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
 from inpaint_dist.config import SECTIONS, TrainConfig, to_json
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.faults import Fault
 from inpaint_dist.host import alone_in, versions, written_whole
 from inpaint_dist.launch import Launch
 from inpaint_dist.weights import BEST, CARD, GENERATOR
 
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+CONFIG, CHECKPOINTS, FAULTS = "config.json", "checkpoints", "faults.jsonl"
 DATASET, GLOBAL_BATCH = "dataset", "global_batch"
 """What shapes a run beside its config: the samples it reads, and how many a step."""
 OURS = (
-    *(CONFIG, CHECKPOINTS, GENERATOR, BEST, CARD),
+    *(CONFIG, CHECKPOINTS, FAULTS, GENERATOR, BEST, CARD),
     *("command.txt", "env.json", "log.txt", "history.jsonl", "plots", "samples", "wandb"),
 )
 """What a run writes into its folder."""
@@ -105,7 +106,7 @@ def _find_start(config: TrainConfig, shaping: Mapping[str, object], held: ExitSt
         raise UserError(f"{folder}: no checkpoint can be read; --overwrite starts the run anew\n{listed}")
     if newest is None:
         return Start(0, None, [f"{folder}: no checkpoint yet, the run starts from its beginning"])
-    return Start(int(newest.name.removeprefix("step-")), newest, [*notes, f"going on from {newest}"])
+    return Start(checkpoint.step_of(newest), newest, [*notes, f"going on from {newest}"])
 
 
 def _read_shaping(folder: Path) -> dict[str, object]:
@@ -174,17 +175,40 @@ def environment(launch: Launch) -> dict[str, Any]:
     }
 
 
-def read_checkpoint(start: Start) -> Checkpoint | None:
-    """The checkpoint to go on from, which every rank reads for itself.
+def read_checkpoint(path: Path | None) -> Checkpoint | None:
+    """The checkpoint to go on from, where there is one; every rank reads it for itself.
 
     Raises:
         UserError: where this rank cannot see what rank 0 saw.
     """
-    if start.checkpoint is None:
+    if path is None:
         return None
-    if not start.checkpoint.is_dir():
-        raise UserError(f"{start.checkpoint}: not on this machine; several nodes need --output-dir on a shared disk")
-    return checkpoint.load(start.checkpoint)
+    if not path.is_dir():
+        raise UserError(f"{path}: not on this machine; several nodes need --output-dir on a shared disk")
+    return checkpoint.load(path)
+
+
+def newest_in_health(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies and was not saved between skipped steps; which were passed over, and why."""
+    notes: list[str] = []
+    before: int | None = None
+    while True:
+        path, more = checkpoint.newest(root, before)
+        notes += more
+        if path is None or not json.loads((path / checkpoint.STATE).read_text())["trainer"].get("in_a_row", 0):
+            return path, notes
+        notes.append(f"passed over {path.name}: it was saved between the skipped steps")
+        before = checkpoint.step_of(path)
+
+
+def note_faults(path: Path, faults: Sequence[Fault]) -> None:
+    """Add a line a skipped step: which it was, what was not finite, on which ranks, and the keys of their samples."""
+    lines = [
+        {"step": fault.step, "term": fault.term, "ranks": [fault.first_rank, fault.last_rank], "samples": fault.samples}
+        for fault in faults
+    ]
+    with path.open("a") as file:
+        file.writelines(f"{json.dumps(line)}\n" for line in lines)
 
 
 def _write(path: Path, plain: object) -> None:

@@ -73,6 +73,9 @@ class NullTracker:
     def images(self, step: int, name: str, path: Path) -> None:
         """Do nothing."""
 
+    def go_back(self, step: int) -> None:
+        """Do nothing."""
+
     def plot(self, *, force: bool = False) -> None:
         """Do nothing."""
 
@@ -116,13 +119,19 @@ class Tracker:
         self._history = histories.History(run_folder / "history.jsonl")
         self._undrawn, self._next_plot, self._plot_warned, self._closed = False, 0.0, False, False
         self._log_warned = False
-        if removed := self._history.truncate_to(resume_step):
-            self.message(
-                f"history: cut back to step {resume_step} (lines removed: {removed}); those steps are made again"
-            )
+        self.go_back(resume_step)
         self._wandb = None
         if report_to == "wandb":
             self._wandb = _Wandb.open(run_folder, config, self._name, self.message)
+
+    def go_back(self, step: int) -> None:
+        """Cut the history back to a step, from which the run goes on.
+
+        Raises:
+            UserError: the history is damaged in its middle, or cannot be written.
+        """
+        if removed := self._history.truncate_to(step):
+            self.message(f"history: cut back to step {step} (lines removed: {removed}); those steps are made again")
 
     def report(self, step: int, values: Mapping[str, float | int]) -> None:
         """Write the values of a step to the history, the log and wandb; names as in `log_line`.
