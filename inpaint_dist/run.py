@@ -13,7 +13,7 @@ from torch import Tensor
 from inpaint_dist import checkpoint
 from inpaint_dist.batch import Batch, check, composite, image_to_uint8, masked
 from inpaint_dist.checkpoint import Checkpoint
-from inpaint_dist.config import TrainConfig, interval, to_json
+from inpaint_dist.config import TrainConfig, interval, shaping, to_json
 from inpaint_dist.data.sources import Sources
 from inpaint_dist.errors import UserError
 from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, Ruler, evaluate
@@ -21,8 +21,12 @@ from inpaint_dist.faults import Fault, NotFinite
 from inpaint_dist.launch import Launch
 from inpaint_dist.run_folder import (
     CHECKPOINTS,
+    CONFIG,
+    DATASET,
     FAULTS,
+    GLOBAL_BATCH,
     Start,
+    describe_run,
     newest_in_health,
     note_faults,
     read_checkpoint,
@@ -45,6 +49,7 @@ class Run:
         self.ruler = ruler
         self.config, self.sources, self.trainer, self.launch, self.start = config, sources, trainer, launch, start
         self.folder, self.total = config.run_folder, sources.total_steps
+        self.shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
         self.scores: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.passed_over = 0
@@ -172,6 +177,7 @@ class Run:
         """Read the losses, of all ranks, and write them down."""
         if self.is_stuck():
             return
+        self._keep_folder()
         values = self.trainer.read(losses) | self.meter.read(step)
         if self.trainer.faults.skipped:
             values["skipped_steps"] = self.trainer.faults.skipped
@@ -238,22 +244,32 @@ class Run:
             "validation": self._validation_fingerprint(),
         }
 
-        def write() -> None:
-            checkpoint.refuse_not_finite(tensors)
-            # The checkpoint last: a run that has its last one has everything else too.
+        def write_weights() -> None:
             self._export(GENERATOR, step)
             self._write_card(step)
+
+        def write_checkpoint() -> None:
             root = self.folder / CHECKPOINTS
             checkpoint.save(root, step, tensors, whole)
             best = [checkpoint.folder_name(int(self.best["step"]))] if self.best else []
             checkpoint.prune(root, step, self.config.keep_checkpoints, best)
 
-        self._write(write, last=step == self.total)
+        last = step == self.total
+        self._keep_folder()
+        if self._write(lambda: checkpoint.refuse_not_finite(tensors), last=last):
+            # The checkpoint last: a run that has its last one has everything else too.
+            self._write(write_weights, last=last)
+            self._write(write_checkpoint, last=last)
         self.launch.wait()
         self.meter.skip()
 
     def finish(self) -> None:
-        """Draw the curves, and say where everything is."""
+        """Draw the curves, and say where everything is.
+
+        Raises:
+            UserError: the history could not be written to the end.
+        """
+        self.tracker.flush()
         self.tracker.plot(force=True)
         self.say(
             f"done: {self.total} steps. Curves {self.folder}/plots/losses.png, pictures {self.folder}/samples/, "
@@ -269,10 +285,16 @@ class Run:
         gain = self.scores[name] - self.best[name]
         return gain < 0 if name in LOWER_IS_BETTER else gain > 0
 
-    def _write(self, action: Callable[[], None], *, last: bool = False) -> None:
-        """Write on rank 0; a failure is a warning, unless it is the run's last chance to write that."""
+    def _keep_folder(self) -> None:
+        """Make the run folder anew, where somebody removed it: the next checkpoint can be gone on from."""
+        if self.launch.is_main and not (self.folder / CONFIG).exists():
+            self.say(f"warning: {self.folder} was removed: it is made anew")
+            self._write(lambda: describe_run(self.config, self.shape, self.launch))
+
+    def _write(self, action: Callable[[], None], *, last: bool = False) -> bool:
+        """Write on rank 0; a failure is a warning, unless it is the run's last chance to write that. Whether it was."""
         if not self.launch.is_main:
-            return
+            return True
         try:
             action()
         except (UserError, OSError) as error:
@@ -282,6 +304,8 @@ class Run:
                 raise
             else:
                 raise UserError(f"{self.folder}: cannot be written ({error}); free space or mend the disk") from error
+            return False
+        return True
 
     def _export(self, name: str, step: int) -> None:
         export_generator(

@@ -149,10 +149,20 @@ def _prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, l
         held.enter_context(alone_in(folder, _taken(folder)))
     if start.checkpoint is None:
         _clear(folder)
-    _write(folder / CONFIG, {"config": to_json(config), "shaping": shaping})
-    _write(folder / "env.json", environment(launch))
+    describe_run(config, shaping, launch)
     with (folder / "command.txt").open("a") as file:
         file.write(f"{shlex.join(['accelerate', 'launch', '-m', 'inpaint_dist.train', *sys.argv[1:]])}\n")
+
+
+def describe_run(config: TrainConfig, shaping: Mapping[str, object], launch: Launch) -> None:
+    """Write down what runs, and with what; the folder is made where it is not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    _write(config.run_folder / "env.json", environment(launch))
+    _write(config.run_folder / CONFIG, {"config": to_json(config), "shaping": shaping})
 
 
 def _clear(folder: Path) -> None:
