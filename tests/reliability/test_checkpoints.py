@@ -132,7 +132,7 @@ def test_a_save_killed_with_9_anywhere_leaves_one_whole_step_to_go_on_from(
 
 
 @pytest.fixture
-def a_run(run_train: Runner) -> Path:
+def a_run(run_train: Runner, undrawn: None) -> Path:
     return run_train("--max-steps", "4", "--checkpoint-every", "2", "--eval-every", "99", "--sample-every", "99")
 
 

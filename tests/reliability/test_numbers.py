@@ -19,6 +19,8 @@ from inpaint_dist.models import FeatureDiscriminatorConfig, PatchDiscriminatorCo
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.trainer import SMALLEST_SCALE, Trainer, TrainerConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Runner = Callable[..., Path]
 Weights = dict[str, torch.Tensor]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
