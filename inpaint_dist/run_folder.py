@@ -1,5 +1,6 @@
 """The run folder: whether a run may start, go on or is done; what it keeps. Written by rank 0 alone."""
 
+import difflib
 import json
 import shlex
 import shutil
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
-from inpaint_dist.config import SECTIONS, TrainConfig, to_json
+from inpaint_dist.config import RESUMABLE, SECTIONS, TrainConfig, to_json
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.faults import Fault
 from inpaint_dist.host import alone_in, versions, written_whole
@@ -99,8 +100,9 @@ def _find_start(config: TrainConfig, shaping: Mapping[str, object], held: ExitSt
     before = _read_shaping(folder)
     if config.overwrite:
         return Start(0, None, [f"{folder}: the run there is replaced (--overwrite)"])
-    _refuse_another(folder, before, shaping)
+    changed = _refuse_another(folder, before, shaping, config.allow_changed)
     newest, notes = checkpoint.newest(folder / CHECKPOINTS)
+    notes = [*notes, *changed]
     if newest is None and notes:
         listed = "\n".join(notes)
         raise UserError(f"{folder}: no checkpoint can be read; --overwrite starts the run anew\n{listed}")
@@ -117,15 +119,45 @@ def _read_shaping(folder: Path) -> dict[str, object]:
         raise UserError(f"{folder}: holds files but no run; choose another --output-dir") from None
 
 
-def _refuse_another(folder: Path, before: Mapping[str, object], shaping: Mapping[str, object]) -> None:
-    now = json.loads(json.dumps(shaping))
-    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if keys:
-        listed = "\n".join(_difference(key, before.get(key), now.get(key)) for key in keys)
+def _refuse_another(
+    folder: Path, before: Mapping[str, object], shaping: Mapping[str, object], allowed: Sequence[str]
+) -> list[str]:
+    """Refuse a run that differs from the one in the folder, but for what is allowed to; say what that is."""
+    now: dict[str, object] = json.loads(json.dumps(shaping))
+    allowed = [_known(name, now) for name in allowed]
+    compared = sorted((before.keys() | now.keys()) - RESUMABLE)  # of older folders too, which list more
+    keys = [key for key in compared if before.get(key) != now.get(key)]
+    refused = [key for key in keys if key not in allowed or _is_of_a_network(key)]
+    if refused:
+        listed = "\n".join(
+            f"{_difference(key, before.get(key), now.get(key))} "
+            + ("(another network: never)" if _is_of_a_network(key) else f"(--allow-changed {key})")
+            for key in refused
+        )
         raise UserError(
             f"{folder}: holds a run that differs in what shapes it; give its flags again, or another --output-dir, or "
-            f"--overwrite to replace it\n{listed}"
+            f"--overwrite to replace it, or --allow-changed to go on all the same\n{listed}"
         )
+    return [f"changed since the run began:{_difference(key, before.get(key), now.get(key))[1:]}" for key in keys]
+
+
+def _is_of_a_network(key: str) -> bool:
+    return key.partition(".")[0] in ("generator", "discriminator")
+
+
+def _known(name: str, shaping: Mapping[str, object]) -> str:
+    """The key that the user means: dataset, trainer.lr, and lr or --lr too.
+
+    Raises:
+        UserError: there is none.
+    """
+    plain = name.lstrip("-").replace("-", "_")
+    for key in (plain, *(f"{section}.{plain}" for section in SECTIONS)):
+        if key in shaping:
+            return key
+    near = difflib.get_close_matches(plain, shaping, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"--allow-changed {name}: {hint}Nothing of that name shapes a run; see `shaping` in {CONFIG}")
 
 
 def _difference(key: str, before: object, now: object) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from inpaint_dist import checkpoint
 from inpaint_dist.batch import Batch
+from inpaint_dist.errors import UsageError
 from inpaint_dist.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -86,3 +87,73 @@ def test_it_is_so_where_a_batch_straddles_two_epochs(stop: int, run_train: Runne
     whole = seen.ended(run_train("--max-steps", "5", *flags, name="whole"), 5)
     run_train("--max-steps", str(stop), *flags, name="parts")
     assert seen.ended(run_train("--max-steps", "5", *flags, name="parts"), 5) == whole
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+FEW = ("--max-steps", "2", *ALIKE)
+CHANGES = {
+    "dataset": (("--limit", "7"), "--shards, --limit: other training photos or masks"),
+    "global_batch": (("--batch-size", "4"), "images a step over all processes: then 2, now 4; give --global-batch-siz"),
+    "trainer.lr": (("--lr", "0.01"), "--lr: then 0.001, now 0.01"),
+    "seed": (("--seed", "3"), "--seed: then 0, now 3"),
+    "objective.adversarial_weight": (("--objective.adversarial-weight", "0.5"), "--objective.adversarial-weight: then"),
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_difference_is_refused_by_name_with_the_flag_that_allows_it_and_goes_on_with_it(key: str, run_train: Runner):
+    flags, words = CHANGES[key]
+    run_train("--max-steps", "1", *ALIKE)
+    with pytest.raises(UsageError) as refused:
+        run_train(*FEW, *flags)
+    (line,) = str(refused.value).splitlines()[1:]
+    assert words in line
+    assert line.endswith(f"(--allow-changed {key})")
+    run = run_train(*FEW, *flags, "--allow-changed", key)
+    log = (run / "log.txt").read_text()
+    assert f"changed since the run began: {words}" in log and "going on from" in log
+    assert [row["step"] for row in map(json.loads, (run / "history.jsonl").read_text().splitlines())] == [1, 2]
+    run_train("--max-steps", "3", *ALIKE, *flags)  # from now on it is that run
+    with pytest.raises(UsageError, match="holds a run that differs"):
+        run_train("--max-steps", "4", *ALIKE)
+
+
+def test_only_what_is_allowed_may_differ(run_train: Runner):
+    run_train("--max-steps", "1", *ALIKE)
+    with pytest.raises(UsageError) as refused:
+        run_train(*FEW, "--lr", "0.01", "--limit", "7", "--seed", "3", "--allow-changed", "lr", "seed")
+    assert [line.split("(")[-1] for line in str(refused.value).splitlines()[1:]] == ["--allow-changed dataset)"]
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_another_network_is_never_allowed(network: str, run_train: Runner):
+    run_train("--max-steps", "1", *ALIKE)
+    key = f"{network}.channels"
+    with pytest.raises(UsageError) as refused:
+        run_train(*FEW, f"--{key}", "4", "4", "--allow-changed", key)
+    (line,) = str(refused.value).splitlines()[1:]
+    assert line == f"  --{key}: then [4, 8], now [4, 4] (another network: never)"
+
+
+def test_a_key_that_is_none_is_refused_with_the_nearest(run_train: Runner):
+    run_train("--max-steps", "1", *ALIKE)
+    with pytest.raises(UsageError, match=r"--allow-changed datasets: did you mean dataset\?"):
+        run_train(*FEW, "--allow-changed", "datasets")
+
+
+def test_checkpoints_of_another_format_alone_are_refused_by_its_number(run_train: Runner):
+    run = run_train("--max-steps", "1", *ALIKE)
+    manifest = run / "checkpoints/step-0000001" / checkpoint.MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+    with pytest.raises(UsageError, match=r"no checkpoint can be read(.|\n)*checkpoint format 2, this version reads 1"):
+        run_train(*FEW, "--allow-changed", "dataset")
+
+
+def test_a_folder_of_an_older_version_that_lists_what_is_no_longer_compared_goes_on(run_train: Runner):
+    run = run_train("--max-steps", "1", *ALIKE)
+    config = json.loads((run / "config.json").read_text())
+    config["shaping"] |= {"data.limit": 9, "trainer.max_rollbacks": 7}
+    (run / "config.json").write_text(json.dumps(config))
+    run_train(*FEW)
+    assert (run / "checkpoints/step-0000002").is_dir()
