@@ -88,6 +88,13 @@ class Launch:
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather(self, value: object) -> list[object]:
+        """Every rank's value, in their order, on every rank. Collective."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Until every rank is here. Collective."""
         if self.world > 1:
