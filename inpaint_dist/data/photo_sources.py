@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 from inpaint_dist.data.headers import JPEG_SIGNATURE, PNG_SIGNATURE
 from inpaint_dist.data.photos import PhotoError
+from inpaint_dist.data.shards import KEY
+from inpaint_dist.data.source_table import Source, Sources
 from inpaint_dist.errors import UserError
 
 _DECODED = "jpg|jpeg|jpe|jfif|png|bmp|dib|gif|webp|tif|tiff|jp2|avif|ppm|pgm|pbm|pnm"
@@ -38,26 +39,11 @@ _JUNK = frozenset({"__MACOSX", "Thumbs.db"})
 _READ_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError)
 
 
-class Source(NamedTuple):
-    """One picture that was found, not read yet."""
-
-    path: str
-    """Relative to the place that was given, `/` between its parts: what the key is made from."""
-    name: str
-    """What shards and messages call it, without anything of this machine: the path, in an archive `a.zip:member`."""
-    file: str
-    """The file on disk, or the archive."""
-    member: str
-    """The name within the archive; empty for a file."""
-    size: int
-    """Bytes."""
-
-
 @dataclass(kw_only=True)
 class Found:
     """What lies at the places that were given."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: Sources = field(default_factory=Sources)
     """Pictures, sorted by path within each place."""
     refused: list[tuple[str, str]] = field(default_factory=list)
     """Names of members that are not touched, and why."""
@@ -76,12 +62,14 @@ def find_photos(places: Sequence[str], what: str) -> Found:
         UserError: a place that does not exist or holds no picture.
     """
     found, seen = Found(), set[tuple[str, str]]()
+    once = len(places) == 1 and Path(places[0]).is_dir()  # one folder's walk meets no name twice: nothing to remember
     for place in places:
         some = False
         for source in _look(os.path.expanduser(place), found, what):  # noqa: PTH111 - a glob is no Path
             some = True
-            if (source.file, source.member) not in seen:
-                seen.add((source.file, source.member))
+            if once or (source.file, source.member) not in seen:
+                if not once:
+                    seen.add((source.file, source.member))
                 found.sources.append(source)
         if not some:
             raise UserError(f"{what} {place}: no picture there{_instead(found)}")
@@ -153,7 +141,8 @@ def _single(path: Path, root: Path, found: Found) -> Iterator[Source]:
             found.refused.append((relative, f"cannot be read ({error.strerror})"))
         return
     if is_picture:
-        yield Source(relative, relative, os.path.abspath(path), "", size)  # noqa: PTH100 - resolve() would lose links
+        file = os.path.join(os.path.abspath(root), relative)  # noqa: PTH100, PTH118 - resolve() would lose links
+        yield Source(relative, relative, file, "", size)
     else:
         found.ignored[f"*{path.suffix.lower()}"] += 1
 
@@ -264,7 +253,9 @@ def key_of(path: str) -> str:
     `/` becomes `__`, a character beyond ASCII its code point (`u00e9`), any other `_`; beyond 72 characters the tail
     becomes a hash.
     """
-    plain = "".join(map(_in_key, unicodedata.normalize("NFC", stem(path))))
+    plain = stem(path).replace("/", "__")
+    if not KEY.fullmatch(plain):
+        plain = "".join(map(_in_key, unicodedata.normalize("NFC", stem(path))))
     if len(plain) <= MAX_KEY:
         return plain
     return f"{plain[: MAX_KEY - 17]}-{sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"

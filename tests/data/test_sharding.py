@@ -3,10 +3,6 @@
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +18,6 @@ from inpaint_dist.data.packed_masks import decode_packed_mask
 from inpaint_dist.data.photos import decode_photo
 from inpaint_dist.data.sharding import ShardingConfig, ShardingReport, make_shards
 from inpaint_dist.data.shards import ShardIndex, ShardReader, mask_extension
-from inpaint_dist.data.tar import walk
 from inpaint_dist.data.verification import verify
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import alone_in
@@ -383,58 +378,6 @@ def test_an_interrupted_run_goes_on_from_the_shards_that_are_done(
     assert everything(out) == everything(tmp_path / "whole")
     assert "train-000000.tar" not in {job.path.name for job in made}
     assert "train-000001.tar" in {job.path.name for job in made}
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_run_leaves_no_shard_that_looks_whole(masks: Path, tmp_path: Path, workers: int):
-    photo = jpeg(3, 900, 1200)
-    photos = put(tmp_path / "photos", {f"{number:03d}.jpg": photo for number in range(240)})
-    out = tmp_path / "out"
-    command = [
-        sys.executable, str(ROOT / "tools/make_shards.py"), str(photos), "--masks", str(masks), "--out", str(out),
-        "--size", "64", "--samples-per-shard", "40", "--workers", str(workers),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while (not any(out.glob("*.tar")) or len(list(out.glob("*.tar*"))) < 2) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    assert process.poll() is None, "the run ended before it could be killed"
-    children = _children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _wait_for_the_end_of(children)
-    assert not (out / "index.json").exists()
-    finished = list(out.glob("*.tar"))
-    assert finished
-    for path in finished:
-        with path.open("rb") as file:
-            assert len(list(walk(file))) % 3 == 0  # raises where a tar stops without its end
-    subprocess.run(command, check=True, capture_output=True)
-    assert verify(out) == []
-    assert sum(len(ShardIndex.load(out, split)) for split in ("train", "val")) == 240
-    assert not list(out.glob("*.part"))
-    assert not (out / ".unfinished").exists()
-
-
-def _children(pid: int) -> list[int]:
-    listing = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in listing.read_text().split()] if listing.exists() else []
-
-
-def _wait_for_the_end_of(children: list[int]) -> None:
-    """Workers must not outlive a parent that was killed: they would write beside the next run."""
-    deadline = time.monotonic() + 30
-    while any(_is_alive(child) for child in children):
-        assert time.monotonic() < deadline, "a worker outlived its parent"
-        time.sleep(0.01)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_two_runs_into_one_folder_do_not_mix(photos: Path, masks: Path, tmp_path: Path):
