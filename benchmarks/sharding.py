@@ -38,7 +38,13 @@ QUALITY = 95
 ROUNDS = 7
 SOURCES = {"500x375": (500, 375, 80), "1600x1200": (1600, 1200, 24), "256x256": (256, 256, 80)}  # width, height, photos
 SETTINGS = SampleSettings(
-    size=SIZE, quality=QUALITY, keep_metadata=False, masks_per_photo=1, invert_masks=False, allow_large_holes=False
+    size=SIZE,
+    fit="crop",
+    quality=QUALITY,
+    keep_metadata=False,
+    masks_per_photo=1,
+    invert_masks=False,
+    allow_large_holes=False,
 )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from inpaint_dist.data.name_pairing import pair_by_name
 from inpaint_dist.data.photo_sources import Found, find_photos, key_of
-from inpaint_dist.data.samples import Item, SampleSettings
+from inpaint_dist.data.samples import Fit, Item, SampleSettings
 from inpaint_dist.data.sharding_state import PartOf
 from inpaint_dist.data.source_table import Sources
 from inpaint_dist.errors import UsageError, UserError
@@ -34,7 +34,10 @@ class ShardingConfig:
     out: Path
     """Folder to write the shards to."""
     size: int = 256
-    """Pixels of a side: short side to it, centre crop."""
+    """Pixels of a side."""
+    fit: Fit = "crop"
+    """crop: the short side to --size, then the centre. pad: the long side to --size, black borders, which are known in
+    every mask; none of the photo is lost. All pictures of a set have one size, for a batch is one block of memory."""
     val: tuple[str, ...] = ()
     """Photos of the validation split. Without it, --val-fraction of PHOTOS."""
     val_fraction: float = 0.05
@@ -108,6 +111,7 @@ class ShardingConfig:
         """What shapes a sample's bytes."""
         return SampleSettings(
             size=self.size,
+            fit=self.fit,
             quality=self.quality,
             keep_metadata=self.keep_metadata,
             masks_per_photo=self.masks_per_photo,
@@ -285,10 +289,20 @@ def _paired(splits: dict[str, _Keyed], masks: Sources, config: ShardingConfig, n
 
 
 def _settings(config: ShardingConfig, items: dict[str, Items], masks: Sources) -> dict[str, Any]:
-    names = ("size", "quality", "pairing", "masks_per_photo", "invert_masks", "allow_large_holes", "keep_metadata")
+    names = (
+        "size",
+        "fit",
+        "quality",
+        "pairing",
+        "masks_per_photo",
+        "invert_masks",
+        "allow_large_holes",
+        "keep_metadata",
+    )
     photos = chain.from_iterable(some.listing(split) for split, some in items.items())
     return {
         **{name: getattr(config, name) for name in names},
+        "keep_metadata": config.keep_metadata,
         "samples_per_shard": config.samples_per_shard,
         "val": "given" if config.val else f"fraction {config.val_fraction}",
         "photos": _listing(photos),

@@ -21,6 +21,7 @@ from inpaint_dist.host import PART, written_whole
 
 _PART_FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
 _SETTINGS = "settings.json"
+_BEFORE = {"fit": "crop"}  # how folders were made before there was a choice
 
 
 class PartOf(NamedTuple):
@@ -171,6 +172,7 @@ def refuse_others(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any
     Raises:
         UserError: naming what differs.
     """
+    there = {**_BEFORE, **there}
     differences = [
         f"{name} {_brief(there.get(name))}, now {_brief(here[name])}" for name in here if there.get(name) != here[name]
     ]
