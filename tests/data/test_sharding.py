@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tracemalloc
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,9 @@ from inpaint_dist.data import sharding
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.packed_masks import decode_packed_mask
 from inpaint_dist.data.photos import decode_photo
-from inpaint_dist.data.sharding import ShardingConfig, ShardingReport, make_shards
+from inpaint_dist.data.sharding import Jobs, ShardingConfig, ShardingReport, make_shards
+from inpaint_dist.data.sharding_plan import make_plan
+from inpaint_dist.data.sharding_state import Unfinished
 from inpaint_dist.data.shards import ShardIndex, ShardReader, mask_extension
 from inpaint_dist.data.verification import verify
 from inpaint_dist.errors import UsageError, UserError
@@ -423,3 +426,25 @@ def test_photos_smaller_than_the_size_are_enlarged_and_counted(photos: Path, mas
     assert report.enlarged == 24
     assert "24 photos were smaller than 48 pixels and were enlarged" in report.notes
     assert verify(tmp_path / "out") == []
+
+
+def test_a_plan_holds_no_object_for_each_photo_and_a_shards_photos_are_listed_when_their_turn_comes(
+    masks: Path, tmp_path: Path
+):
+    held: list[int] = []
+    for count in (100, 2100):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number:08d}_photo.jpg").touch()
+        config = ShardingConfig(photos=(str(folder),), masks=(str(masks),), out=tmp_path / "out", samples_per_shard=50)
+        tracemalloc.start()
+        plan = make_plan(config)
+        jobs = Jobs(Unfinished(tmp_path, plan.settings, {}), plan, 50)
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert (held[1] - held[0]) / 2000 < 90  # objects take some 800
+    keys = [item.key for job in jobs for item in job.items]
+    assert sorted(keys) == [f"{number:08d}_photo" for number in range(2100)]
+    assert jobs.photos == 2100
+    assert max(len(job.items) for job in jobs) == 50
