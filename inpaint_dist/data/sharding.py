@@ -207,6 +207,7 @@ def _finish(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs, s
         for record in state.records(jobs.names):
             total.add(record)
             file.writelines(_json_line(photo=name, reason=reason) for name, reason in record.rejected)
+        file.writelines(_json_line(photo=name, reason=reason) for name, reason in plan.copies)
         file.writelines(_json_line(mask=name, reason=reason) for name, reason in sorted(total.bad_masks.items()))
         file.writelines(_json_line(file=name, reason=reason) for name, reason in plan.refused)
     if not total.samples["train"]:
@@ -225,7 +226,7 @@ def _finish(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs, s
         val=total.samples["val"],
         shards=total.shards.total(),
         bytes=total.bytes,
-        rejected=total.rejected,
+        rejected=total.rejected + len(plan.copies),
         copied=total.copied,
         enlarged=total.enlarged,
         seconds=time.monotonic() - start,

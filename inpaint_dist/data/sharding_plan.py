@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inpaint_dist.data.name_pairing import pair_by_name
+from inpaint_dist.data.photo_copies import without_copies
 from inpaint_dist.data.photo_sources import Found, find_photos, key_of
 from inpaint_dist.data.samples import Fit, Item, SampleSettings
 from inpaint_dist.data.sharding_state import PartOf
@@ -42,6 +43,9 @@ class ShardingConfig:
     """Photos of the validation split. Without it, --val-fraction of PHOTOS."""
     val_fraction: float = 0.05
     """Share of the photos that goes to the validation split, by a hash of each photo's key."""
+    drop_duplicates: bool = False
+    """Leave out photos whose bytes are those of another; of one in --val and one in PHOTOS the latter goes. Files that
+    share their size are read for it. rejected.jsonl names each."""
     pairing: Literal["pool", "name"] = "pool"
     """pool: any photo gets any mask, by a hash of its key. name: each photo has masks of its own name (a.jpg: a.png,
     a_mask.png, a_mask001.png, …), which are turned, resized and cropped with it."""
@@ -168,6 +172,8 @@ class Plan:
     """All masks, sorted; items name them by number."""
     refused: list[tuple[str, str]]
     """Files that are not even opened, and why."""
+    copies: list[tuple[str, str]]
+    """Photos that are left out for others of the same bytes, and which."""
     notes: list[str]
     """What the user should be told."""
     settings: dict[str, Any]
@@ -192,31 +198,42 @@ def make_plan(config: ShardingConfig) -> Plan:
     """
     found = find_photos(config.photos, "PHOTOS")
     notes: list[str] = []
+    copies: list[tuple[str, str]] = []
     if config.val:
         found_val = find_photos(config.val, "--val")
-        train = _keyed(found.sources, _without(found.sources, found_val.sources, notes))
-        val, refused = _keyed(found_val.sources), found.refused + found_val.refused
+        of_val: Iterable[int] = range(len(found_val.sources))
+        of_train: Iterable[int] = _without(found.sources, found_val.sources, notes)
+        if config.drop_duplicates:
+            (of_val, of_train), copies = without_copies([(found_val.sources, of_val), (found.sources, of_train)])
+        train, val = _keyed(found.sources, of_train), _keyed(found_val.sources, of_val)
+        refused = found.refused + found_val.refused
     else:
-        train, val = _split(_keyed(found.sources), config.val_fraction, notes)
+        chosen: Iterable[int] = range(len(found.sources))
+        if config.drop_duplicates:
+            (chosen,), copies = without_copies([(found.sources, chosen)])
+        train, val = _split(_keyed(found.sources, chosen), config.val_fraction, notes)
         refused = list(found.refused)
+    if copies:
+        notes.append(f"{len(copies)} photos are copies of others, byte for byte, and were left out")
     masks_found = find_photos([*config.masks], "--masks")
     masks = Sources(sorted(masks_found.sources, key=lambda mask: (mask.path, mask.name)))
     refused += masks_found.refused
     if not len(train.chosen):
-        raise UserError("no photo is left for the train split: --val names all of PHOTOS")
+        raise UserError("no photo is left for the train split: --val holds all of PHOTOS")
     if config.pairing == "pool" and config.masks_per_photo > len(masks):
         raise UserError(f"--masks-per-photo {config.masks_per_photo}: --masks holds only {len(masks)}")
     items = _paired({"train": train, "val": val}, masks, config, notes)
     settings = _settings(config, items, masks)
-    return Plan(**items, masks=masks, refused=sorted(refused), notes=notes + _ignored(found), settings=settings)
+    notes += _ignored(found)
+    return Plan(**items, masks=masks, refused=sorted(refused), copies=copies, notes=notes, settings=settings)
 
 
-def _keyed(sources: Sources, kept: Iterable[int] | None = None) -> _Keyed:
+def _keyed(sources: Sources, kept: Iterable[int]) -> _Keyed:
     """Order by a hash of each key: neighbours in a folder do not end up neighbours in a shard.
 
     Whoever reads shards one after the other needs a mix.
     """
-    numbers = array("q", range(len(sources)) if kept is None else kept)
+    numbers = array("q", kept)
     hashes, shares = bytearray(), array("d")
     for number in numbers:
         key = key_of(sources.path(number))

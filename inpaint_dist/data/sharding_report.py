@@ -115,7 +115,10 @@ def notes_on(plan: Plan, total: Total, size: int) -> list[str]:
         notes.append(f"{total.enlarged} photos were smaller than {size} pixels and were enlarged")
     train, val = (np.unique(total.hashes(split)) for split in SPLITS)
     if leaked := np.intersect1d(train, val, assume_unique=True).size:
-        notes.append(f"{leaked} photos are in train and in val, byte for byte: scores on val will flatter")
+        notes.append(
+            f"{leaked} photos are in train and in val, byte for byte: scores on val will flatter; "
+            "--drop-duplicates leaves them out"
+        )
     if twice := total.hashes("train").size - train.size:
         notes.append(f"{twice} photos of train are copies of others, byte for byte")
     return notes

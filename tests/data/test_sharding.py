@@ -13,7 +13,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from inpaint_dist.data import sharding
+from inpaint_dist.data import photo_copies, sharding
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.packed_masks import decode_packed_mask
 from inpaint_dist.data.photos import decode_photo
@@ -152,6 +152,44 @@ def test_a_val_set_that_is_named_is_the_val_split_and_leaves_train(photos: Path,
     assert sorted(sources(tmp_path / "out", "val")) == ["a.jpg", "b.jpg"]
     assert "2 photos of --val lie among PHOTOS too: train goes without them" in report.notes
     assert any(note.startswith("1 photos are in train and in val, byte for byte") for note in report.notes)
+
+
+def test_photos_of_the_same_bytes_are_left_out_and_listed_where_that_is_asked_for(masks: Path, tmp_path: Path):
+    twin = jpeg(1)[:-2] + b"\x00\xff\xd9"  # as long as its neighbour, but other bytes
+    files = {"a.jpg": jpeg(1), "b/again.jpg": jpeg(1), "c.jpg": jpeg(2), "d.jpg": jpeg(2), "e.jpg": jpeg(3)}
+    put(tmp_path / "p", {**files, "other.jpg": twin, "same size.jpg": jpeg(1)[:-2] + b"\x01\xff\xd9"})
+    put(tmp_path / "v", {"z.jpg": jpeg(3)})
+    report = make(tmp_path / "p", masks, tmp_path / "all", val=(str(tmp_path / "v"),))
+    assert (report.train, report.val) == (7, 1)
+    assert any("--drop-duplicates leaves them out" in note for note in report.notes)
+    report = make(tmp_path / "p", masks, tmp_path / "out", val=(str(tmp_path / "v"),), drop_duplicates=True)
+    assert (report.train, report.val, report.rejected) == (4, 1, 3)
+    assert sorted(sources(tmp_path / "out", "train")) == ["a.jpg", "c.jpg", "other.jpg", "same size.jpg"]
+    lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert {line["photo"]: line["reason"] for line in lines} == {
+        "b/again.jpg": "the same bytes as a.jpg",
+        "d.jpg": "the same bytes as c.jpg",
+        "e.jpg": "the same bytes as z.jpg",
+    }
+    assert report.notes == ("3 photos are copies of others, byte for byte, and were left out",)
+    report = make(tmp_path / "p", masks, tmp_path / "hash", drop_duplicates=True)
+    assert (report.train + report.val, report.rejected) == (5, 2)
+
+
+def test_only_photos_of_one_size_are_read_to_find_copies(masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path / "p", {"a.jpg": jpeg(1), "b.jpg": jpeg(1), "c.jpg": jpeg(1) + b"more", "d.jpg": b"?"})
+    read, real = [], photo_copies.PhotoReader.read
+
+    def counting(self, source):
+        read.append(source.path)
+        return real(self, source)
+
+    monkeypatch.setattr(photo_copies.PhotoReader, "read", counting)
+    config = ShardingConfig(
+        photos=(str(tmp_path / "p"),), masks=(str(masks),), out=tmp_path / "out", drop_duplicates=True
+    )
+    assert make_plan(config).copies == [("b.jpg", "the same bytes as a.jpg")]
+    assert sorted(read) == ["a.jpg", "b.jpg"]
 
 
 def test_a_jpeg_of_the_size_is_copied_byte_for_byte_less_its_metadata(tmp_path: Path, masks: Path):
