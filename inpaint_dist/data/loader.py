@@ -17,13 +17,14 @@ from torch import Tensor
 
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
 from inpaint_dist.chance import mix
-from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
+from inpaint_dist.data.masks import draw_mask, find_family, mask_rng
 from inpaint_dist.data.order import Draw, SampleOrder
 from inpaint_dist.data.photos import decode_photo
 from inpaint_dist.data.shards import ShardIndex, ShardReader, decode_packed_mask, mask_extension
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import cores_a_process
 
+_STORED = ("paired", "pool")  # where masks come from that are not drawn
 _FLIP, _POOL, _WHICH = 1, 2, 3  # names of independent random draws of one sample
 _AHEAD = 2  # batches decoded while one is being used, at least, and parts waiting for each thread
 # Samples that a thread takes at once, and of which it reads all bytes before it decodes a photo: that throws our code
@@ -50,7 +51,7 @@ class DataConfig:
     """Mirror photo and mask with probability 1/2."""
     mask_source: str = "paired"
     """paired: a mask stored with the photo; pool: one of any training sample, drawn anew each epoch; or a family drawn
-    on the fly, such as lama-train."""
+    on the fly, such as lama-train: whatever --family of tools/make_masks.py takes."""
     size: int | None = None
     """Pixels of a side of pictures from shards without an index; None: 256. An index says it for its shards."""
     workers: int | None = None
@@ -66,8 +67,13 @@ class DataConfig:
                 raise UsageError(f"--{flag.replace('_', '-')} {value}: give at least 1")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers {self.workers}: give 0 or more")
-        if self.mask_source not in ("paired", "pool", *FAMILIES):
-            raise UsageError(f"--mask-source {self.mask_source}: choose paired, pool or one of {', '.join(FAMILIES)}")
+        if self.mask_source not in _STORED:
+            try:
+                find_family(self.mask_source)
+            except UserError as error:
+                raise UsageError(
+                    f"--mask-source {self.mask_source}: choose paired, pool or a family. {error}"
+                ) from None
 
     def per_process(self, world: int, parts: int) -> int:
         """Images a process and step, for `world` processes of `parts` micro-batches each.
@@ -152,7 +158,7 @@ class SampleDecoder:
     def mask(self, draw: Draw, out: NDArray[np.uint8]) -> None:
         """Bring the mask of a draw, (size, ceil(size / 8)) packed bits, into `out`."""
         size = self.index.size
-        if self.mask_source in FAMILIES:
+        if self.mask_source not in _STORED:
             rng = mask_rng(self.mask_source, size, self.seed, draw.epoch, draw.index)
             out[:] = np.packbits(draw_mask(self.mask_source, size, size, rng), axis=1)
             return

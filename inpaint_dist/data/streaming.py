@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_uint8
 from inpaint_dist.chance import mix
 from inpaint_dist.data.headers import exif_orientation
-from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
+from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
 from inpaint_dist.data.photos import decode_mask, decode_photo, fit_mask, fit_photo, upright
 from inpaint_dist.errors import UserError
@@ -118,7 +118,7 @@ class _Stream(IterableDataset[_Sample | str]):
             raise UserError(f"{url}: sample {key} has no photo among its members ({members})")
         image = decode_photo(photo, f"{url}: {key}")
         pixels = fit_photo(image, self.size)
-        if self.mask_source in FAMILIES:
+        if self.mask_source != "paired":
             rng = mask_rng(self.mask_source, self.seed, epoch, key)
             return pixels, draw_mask(self.mask_source, self.size, self.size, rng), key
         stored = next((sample[name] for name in sample if str(name).endswith("mask.png")), None)
