@@ -238,7 +238,7 @@ def faulty_step(launch: Launch, *, shards: str, rank: int, where: str) -> dict[s
     elif launch.rank == rank and where == "d/loss":
         trainer.gan.adversarial.discriminator = lambda *given: of_d(*given) * float("inf")  # type: ignore[method-assign]
     elif launch.rank == rank and where == "g/loss":
-        trainer.gan.adversarial.generator = lambda fake: of_g(fake) * float("inf")  # type: ignore[method-assign]
+        trainer.gan.adversarial.generator = lambda *given: of_g(*given) * float("inf")  # type: ignore[method-assign]
     spoiled = launch.rank == rank and where == "g/gradient"
     weight = next(trainer.generator.parameters())
     hook = weight.register_hook(lambda gradient: gradient * float("nan") if spoiled else gradient)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inpaint_dist import checkpoint
 from inpaint_dist.batch import Batch
-from inpaint_dist.faults import UNREAD, Faults, NotFinite
+from inpaint_dist.faults import UNREAD, Faults, NotFinite, _lerp_by, lerp_unless
 from inpaint_dist.launch import Launch
 from inpaint_dist.models import FeatureDiscriminatorConfig, PatchDiscriminatorConfig, UNetConfig
 from inpaint_dist.recipes import RECIPES
@@ -61,7 +61,7 @@ def bad_step(trainer: Trainer, where: str, batch: Batch) -> None:
     elif where == "d/loss":
         adversarial.discriminator = lambda *given: of_d(*given) * float("inf")  # type: ignore[method-assign]
     elif where == "g/loss":
-        adversarial.generator = lambda fake: of_g(fake) * float("inf")  # type: ignore[method-assign]
+        adversarial.generator = lambda *given: of_g(*given) * float("inf")  # type: ignore[method-assign]
     else:
         network = trainer.discriminator if where.startswith("d") else trainer.generator
         hooks = [next(network.parameters()).register_hook(lambda gradient: gradient * float("nan"))]
@@ -152,7 +152,7 @@ def test_while_nobody_looks_the_same_steps_are_skipped_and_the_same_are_not():
 
 
 def test_a_step_reads_nothing_back_from_the_device():
-    """What would make the host wait for a GPU; the one is asked on a CPU alone, whether there is something to undo."""
+    """What would make the host wait for a GPU. The two are asked on a CPU alone: whether to undo, and to average."""
 
     class Count(TorchDispatchMode):
         def __init__(self) -> None:
@@ -168,7 +168,21 @@ def test_a_step_reads_nothing_back_from_the_device():
     unread(trainer)
     with Count() as count:
         trainer.step(a_batch(1))
-    assert count.reads == 1
+    assert count.reads == 2
+
+
+def test_averages_move_by_a_number_on_the_device_as_they_do_by_one_that_is_known():
+    torch.manual_seed(0)
+    start, end = ([torch.randn(size) for size in ((3, 4), (5,))] for _ in range(2))
+    known, unknown, still = ([tensor.clone() for tensor in start] for _ in range(3))
+    lerp_unless(torch.tensor(False), known, end, 0.25)
+    _lerp_by(torch.tensor(0.25), unknown, end)
+    _lerp_by(torch.tensor(0.0), still, end)
+    lerp_unless(torch.tensor(True), still, end, 0.25)
+    for a, b, c, d in zip(start, known, unknown, still, strict=True):
+        assert torch.allclose(b, c, rtol=1e-6, atol=1e-7)
+        assert not torch.equal(a, b)
+        assert torch.equal(a, d)
 
 
 @pytest.mark.gpu
