@@ -313,6 +313,8 @@ def test_the_tail_falls_over_the_last_fifth():
         ({"clip_grad": float("nan")}, "--clip-grad"),
         ({"betas": (2.0, 3.0)}, "--betas"),
         ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps"),
+        ({"max_skipped_steps": -1}, "--max-skipped-steps -1"),
+        ({"max_rollbacks": -1}, "--max-rollbacks -1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_their_flag(settings: dict[str, float], flag: str):
