@@ -15,7 +15,12 @@ from inpaint_dist import checkpoint
 from inpaint_dist.batch import Batch
 from inpaint_dist.faults import UNREAD, Faults, NotFinite, _lerp_by, lerp_unless
 from inpaint_dist.launch import Launch
-from inpaint_dist.models import FeatureDiscriminatorConfig, PatchDiscriminatorConfig, UNetConfig
+from inpaint_dist.models import (
+    FeatureDiscriminatorConfig,
+    PatchDiscriminatorConfig,
+    SpectralDiscriminatorConfig,
+    UNetConfig,
+)
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.trainer import SMALLEST_SCALE, Trainer, TrainerConfig
 
@@ -27,10 +32,16 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PLACES = ("batch", "d/loss", "d/gradient", "g/loss", "g/gradient")
 
 
-def a_trainer(*, precision: str = "no", normed: bool = False, device: torch.device = CPU, **settings: Any) -> Trainer:
+JUDGES = {
+    "patch": PatchDiscriminatorConfig(channels=(4, 8)),
+    "batch norm": FeatureDiscriminatorConfig(channels=(4, 8)),
+    "spectral norm": SpectralDiscriminatorConfig(channels=(4, 8), halvings=2),  # its vectors move in each forward
+}
+
+
+def a_trainer(*, precision: str = "no", judge: str = "patch", device: torch.device = CPU, **settings: Any) -> Trainer:
     torch.manual_seed(0)
-    judges = FeatureDiscriminatorConfig if normed else PatchDiscriminatorConfig
-    networks = (UNetConfig(channels=(4, 8)).build(), judges(channels=(4, 8)).build())
+    networks = (UNetConfig(channels=(4, 8)).build(), JUDGES[judge].build())
     launch = Launch(device, rank=0, world=1, precision=precision, threads=1)  # type: ignore[arg-type]
     return Trainer(TrainerConfig(**settings), *networks, RECIPES["unet"].objective, launch, total_steps=20)
 
@@ -75,7 +86,11 @@ def bad_step(trainer: Trainer, where: str, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first step", "later step"])
-@pytest.mark.parametrize("settings", [{}, {"normed": True}, {"gradient_accumulation_steps": 2}, {"clip_grad": 1.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"judge": "batch norm"}, {"judge": "spectral norm"}, {"gradient_accumulation_steps": 2}, {"clip_grad": 1.0}],
+    ids=str,
+)
 @pytest.mark.parametrize("where", PLACES)
 def test_a_step_with_a_fault_leaves_no_trace_in_any_tensor(where: str, settings: dict[str, Any], first: bool):
     """Weights, moments, averages, statistics of batch norm: the steps after it are those of a run that never met it."""
