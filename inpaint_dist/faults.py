@@ -182,3 +182,18 @@ class Undo:
         with torch.no_grad():
             for now, before in zip(self._now, self._before, strict=True):
                 torch.where(bad, before, now, out=now)
+
+
+def lerp_unless(bad: Tensor, these: list[Tensor], those: list[Tensor], way: float) -> None:
+    """Move tensors, in place, that part of the way to others; where `bad` is true they stay: nobody waits to know."""
+    if bad.device.type != "cpu":
+        _lerp_by(torch.where(bad, 0.0, way), these, those)
+    elif not bool(bad):
+        torch._foreach_lerp_(these, those, way)  # pyright: ignore
+
+
+def _lerp_by(way: Tensor, these: list[Tensor], those: list[Tensor]) -> None:
+    """By a number that the host does not know. It makes differences first, at the price of memory for them."""
+    differences: Any = torch._foreach_sub(those, these)  # pyright: ignore
+    torch._foreach_mul_(differences, way)  # pyright: ignore
+    torch._foreach_add_(these, differences)  # pyright: ignore

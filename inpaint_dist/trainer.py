@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from inpaint_dist.batch import LUCK, Batch, Completion, Luck
 from inpaint_dist.chance import uniform
 from inpaint_dist.errors import UsageError
-from inpaint_dist.faults import Faults, Undo
+from inpaint_dist.faults import Faults, Undo, lerp_unless
 from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch
 from inpaint_dist.losses.objective import ObjectiveConfig
@@ -268,11 +268,7 @@ class Trainer:
     def _move_average(self, bad: Tensor) -> None:
         decay = min(self.config.ema_decay, (1 + self.step_count) / (10 + self.step_count))
         with torch.no_grad():
-            averages: list[Tensor] = list(self.ema.parameters())
-            current: list[Tensor] = list(self.generator.parameters())
-            way: Any = torch._foreach_sub(current, averages)  # pyright: ignore
-            torch._foreach_mul_(way, torch.where(bad, 0.0, 1.0 - decay))  # pyright: ignore
-            torch._foreach_add_(averages, way)  # pyright: ignore
+            lerp_unless(bad, list(self.ema.parameters()), list(self.generator.parameters()), 1.0 - decay)
 
     # ---------------------------------------------------------------- numbers
 
