@@ -12,6 +12,7 @@ Photos of 256x256 are copied; there the tar alone is timed too, from members in 
 import io
 import json
 import random
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,7 +28,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 from webdataset.writer import TarWriter
 
-from benchmarks.report import interleaved, write_report
+from benchmarks.report import ROOT, interleaved, write_report
 from inpaint_dist import cli
 from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.opencv import cv2
@@ -36,7 +37,6 @@ from inpaint_dist.data.photo_sources import Source, find_photos, key_of
 from inpaint_dist.data.photos import Pixels, decode_photo
 from inpaint_dist.data.samples import Item, SampleMaker, SampleSettings
 from inpaint_dist.data.shard_writer import ShardWriter
-from inpaint_dist.data.sharding import ShardingConfig, make_shards
 from inpaint_dist.data.sharding_workers import Job, make_shard
 
 SIZE = 256
@@ -187,17 +187,11 @@ def processes(folder: Path) -> dict[str, float]:
     for number in range(2000):
         (photos / f"{number:04d}.jpg").hardlink_to(folder / "500x375" / f"{number % 80}.jpg")
     outs = (folder / f"out {number}" for number in count())
+    tool = [sys.executable, str(ROOT / "tools/make_shards.py"), str(photos), "--masks", str(folder / "masks 500x375")]
 
     def make(workers: int) -> None:
-        make_shards(
-            ShardingConfig(
-                photos=(str(photos),),
-                masks=(str(folder / "masks 500x375"),),
-                out=next(outs),
-                samples_per_shard=100,
-                workers=workers,
-            )
-        )
+        words = ["--out", str(next(outs)), "--samples-per-shard", "100", "--workers", str(workers)]
+        subprocess.run([*tool, *words], check=True, capture_output=True)
 
     seconds = interleaved(3, {f"{workers} processes": partial(make, workers) for workers in (1, 2)})
     return {

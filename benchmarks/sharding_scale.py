@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from benchmarks.report import write_report
+from benchmarks.report import ROOT, write_report
 from inpaint_dist import cli
 from inpaint_dist.data.mask_sets import MaskSetConfig, make_masks
 
@@ -92,7 +92,16 @@ def plan_figures(photos: Path, masks: Path, count: int) -> dict[str, float]:
 
 def packing_figures(photos: Path, masks: Path, out: Path, count: int) -> dict[str, float]:
     """The largest memory of the parent and of its workers while they pack."""
-    words = ["tools/make_shards.py", str(photos), "--masks", str(masks), "--out", str(out), "--size", str(SIZE)]
+    words = [
+        str(ROOT / "tools/make_shards.py"),
+        str(photos),
+        "--masks",
+        str(masks),
+        "--out",
+        str(out),
+        "--size",
+        str(SIZE),
+    ]
     process = subprocess.Popen([sys.executable, *words, "--workers", str(WORKERS)], stdout=subprocess.DEVNULL)
     parent = worker = 0.0
     while process.poll() is None:

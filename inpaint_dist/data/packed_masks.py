@@ -56,6 +56,16 @@ def decode_packed_mask(data: bytes, name: str) -> tuple[npt.NDArray[np.uint8], i
     return np.packbits(mask != 0, axis=1), mask.shape[1]
 
 
+def is_own_mask(data: bytes, height: int, width: int) -> bool:
+    """Whether bytes are a mask of these sides just as `encode_mask` lays it out, each chunk's checksum included."""
+    found = _unpack_own(data)
+    if found is None or (found[0].shape[0], found[1]) != (height, width):
+        return False
+    head = PNG_SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    stored = data[_IDAT + 8 : -16]
+    return data == head + _chunk(b"IDAT", stored) + _chunk(b"IEND", b"")
+
+
 def _unpack_own(data: bytes) -> tuple[npt.NDArray[np.uint8], int] | None:
     """The fast path; None where the PNG is not laid out as ours are, or is damaged."""
     if len(data) < _IDAT + 12:

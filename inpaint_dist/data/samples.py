@@ -11,6 +11,7 @@ import numpy as np
 import simplejpeg
 
 from inpaint_dist.data.headers import JPEG_SIGNATURE, exif_orientation, jpeg_without_metadata
+from inpaint_dist.data.packed_masks import is_own_mask
 from inpaint_dist.data.photo_sources import PhotoReader
 from inpaint_dist.data.photos import (
     Box,
@@ -179,12 +180,24 @@ class SampleMaker:
     def _pool_mask(self, number: int) -> bytes | None:
         source = self.masks[number]
         try:
+            if copy := self._copied_mask(number):
+                return copy
             mask = self.read_mask(number)
             square = fit_mask(mask, self.settings.size)
             return encode_mask(self._checked(square, square.size, source.name))
         except PhotoError as error:
             self.bad_masks[source.name] = error.reason
             return None
+
+    def _copied_mask(self, number: int) -> bytes | None:
+        """A mask that is stored just as shards hold it, as tools/make_masks.py writes it; None where it is not so."""
+        size = self.settings.size
+        data = self._reader.read(self.masks[number])
+        if self.settings.invert_masks or not is_own_mask(data, size, size):
+            return None
+        bits, width = decode_packed_mask(data, self.masks[number].name)
+        self._checked(np.unpackbits(bits, axis=1, count=width), size * size, self.masks[number].name)
+        return data
 
     def _own_masks(self, numbers: tuple[int, ...], photo: _Photo, box: Box, name: str) -> list[tuple[str, bytes]]:
         if not numbers:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from inpaint_dist.data.shards import FORMAT, INDEX_NAME, KEY, SPLITS, ShardInfo
-from inpaint_dist.data.tar import END, header, padded
+from inpaint_dist.data.tar import BLOCK, END, header, padded
 from inpaint_dist.host import written_whole
 
 
@@ -40,16 +40,22 @@ class ShardWriter:
             raise ValueError(f"{key!r} cannot be a key in {self.path.name}")
         before = len(self._keys)
         self._keys[key] = None
+        parts: list[bytes] = []
+        offset = self._offset
         for extension, data in members.items():
-            columns = self._members.setdefault(extension, {name: [0] * before for name in ("offset", "size", "crc32")})
-            self._write(header(f"{key}.{extension}", len(data)))
-            for name, value in (("offset", self._offset), ("size", len(data)), ("crc32", zlib.crc32(data))):
-                columns[name].append(value)
-            self._write(data)
-            self._write(bytes(padded(len(data)) - len(data)))
-        for columns in self._members.values():  # zeros stand for a member that this sample lacks
-            for column in columns.values():
-                column += [0] * (len(self._keys) - len(column))
+            columns = self._members.get(extension)
+            if columns is None:
+                columns = self._members[extension] = {name: [0] * before for name in ("offset", "size", "crc32")}
+            parts += header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % BLOCK)
+            columns["offset"].append(offset + BLOCK)
+            columns["size"].append(len(data))
+            columns["crc32"].append(zlib.crc32(data))
+            offset += BLOCK + padded(len(data))
+        self._write(b"".join(parts))  # at once: each call into the file and the hash costs as much as a kilobyte
+        if len(members) < len(self._members):
+            for columns in self._members.values():  # zeros stand for a member that this sample lacks
+                for column in columns.values():
+                    column += [0] * (len(self._keys) - len(column))
 
     def __len__(self) -> int:
         """How many samples were added."""

@@ -156,7 +156,7 @@ def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
 def _make_missing(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs) -> int:
     """Make the shards that are not done; returns how many."""
     state.sweep(jobs.names)
-    missing = jobs.only(place for place, name in enumerate(jobs.names) if not state.is_done(name))
+    missing = jobs.only(state.missing(jobs.names))
     total, left = jobs.photos, missing.photos
     with Progress("shards", total, "photo", done=total - left) as progress:
 
@@ -183,7 +183,7 @@ def _make_part(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs
 def _refuse_missing(config: ShardingConfig, state: Unfinished, jobs: Jobs) -> None:
     """Raises UserError where not all shards are made, naming those to make again."""
     parts = {part.parts for part in state.parts()}
-    missing = [place for place, name in enumerate(jobs.names) if not state.is_done(name)]
+    missing = state.missing(jobs.names)
     if not missing:
         return
     some = ", ".join(jobs.names[place] for place in missing[:3]) + (", …" if len(missing) > 3 else "")

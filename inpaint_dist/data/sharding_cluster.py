@@ -88,8 +88,8 @@ def run_on_cluster(
             ) from None
         except (ImportError, RuntimeError) as error:
             raise UserError(
-                f"--scheduler {scheduler}: {_first_line(error)}; scheduler and workers need this inpaint_dist and this "
-                "dask"
+                f"--scheduler {scheduler}: the cluster cannot run what it is sent; scheduler and workers need this "
+                "inpaint_dist and this dask (--debug shows its error)"
             ) from error
         finally:  # an error, Ctrl-C, or the caller stopped asking
             with suppress(OSError, RuntimeError):

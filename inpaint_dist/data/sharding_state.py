@@ -8,16 +8,18 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from inpaint_dist.data.progress import Progress
 from inpaint_dist.data.shard_writer import compact_json
 from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, UNFINISHED
 from inpaint_dist.errors import UserError
-from inpaint_dist.host import PART, written_whole
+from inpaint_dist.host import PART, usable_cores, written_whole
 
 _PART_FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
 _SETTINGS = "settings.json"
@@ -123,6 +125,16 @@ class Unfinished:
     def record_path(self, name: str) -> Path:
         """Where the record of a shard lies."""
         return self.folder / f"{name}.json"
+
+    def missing(self, names: Sequence[str]) -> list[int]:
+        """Places of the shards that are not done; the tars that are there are read, as many at a time as are cores."""
+        places: list[int] = []
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool, Progress("look", len(names), "shard") as progress:
+            for place, done in enumerate(pool.map(self.is_done, names)):
+                if not done:
+                    places.append(place)
+                progress.update(place + 1)
+        return places
 
     def is_done(self, name: str) -> bool:
         """Whether a shard was made by this plan, and its tar still has the bytes it had then."""

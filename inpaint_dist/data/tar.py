@@ -21,6 +21,10 @@ MAX_MEMBER = 1 << 32
 MAX_NAME = 100
 
 _MTIME = 946_684_800  # 2000-01-01: whole seconds need no PAX header, and GNU tar warns of times near zero
+_OWNER = b"0000644\0" + b"0000000\0" + b"0000000\0"  # mode, uid, gid
+_TIME = b"%011o\0" % _MTIME
+_REST = (b"0" + bytes(100) + b"ustar\0" + b"00").ljust(BLOCK - 156, b"\0")  # a regular file, no link
+_FIXED_SUM = sum(_OWNER + _TIME + b" " * 8 + _REST)  # the checksum is counted with blanks in its own place
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 _OCTAL = re.compile(rb"\s*([0-7]+)[\s\0]*")
 
@@ -45,18 +49,10 @@ def header(name: str, size: int) -> bytes:
     """
     if len(name) > MAX_NAME or not _NAME.fullmatch(name) or not 0 <= size < MAX_MEMBER:
         raise ValueError(f"{name!r} of {size} bytes cannot be a member of a shard")
-    fields = b"".join(
-        (
-            name.encode("ascii").ljust(100, b"\0"),
-            b"0000644\0" + b"0000000\0" + b"0000000\0",  # mode, uid, gid
-            b"%011o\0" % size,
-            b"%011o\0" % _MTIME,
-            b" " * 8,  # where the checksum goes, which is counted with blanks in its place
-            b"0" + bytes(100),  # a regular file, no link
-            b"ustar\0" + b"00",
-        )
-    ).ljust(BLOCK, b"\0")
-    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+    name_field, size_field = name.encode("ascii").ljust(MAX_NAME, b"\0"), b"%011o\0" % size
+    # What stands between and behind is always the same, and so is its part of the checksum.
+    checksum = _FIXED_SUM + sum(name_field) + sum(size_field)
+    return b"".join((name_field, _OWNER, size_field, _TIME, b"%06o\0 " % checksum, _REST))
 
 
 def padded(size: int) -> int:

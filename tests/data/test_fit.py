@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpaint_dist.data.packed_masks import decode_packed_mask
+from inpaint_dist.data.packed_masks import decode_packed_mask, encode_mask, is_own_mask
 from inpaint_dist.data.photos import Box, decode_photo, pad_mask, pad_photo, padded_box, upright
 from inpaint_dist.data.sharding import ShardingConfig, make_shards
 from inpaint_dist.data.shards import ShardIndex, ShardReader
@@ -155,3 +157,28 @@ def test_a_folder_of_one_fit_is_not_taken_for_the_other(tmp_path: Path):
     index.write_text(index.read_text().replace('"fit":"pad",', ""))  # as folders were before there was a choice
     with pytest.raises(UserError, match=r"other settings \(fit crop, now pad\)"):
         make(tmp_path, photos, {"m.png": png(mask)})
+
+
+def test_a_mask_stored_as_shards_hold_it_is_copied_and_one_laid_out_otherwise_is_not(tmp_path: Path):
+    pixels = np.zeros((SIZE, SIZE), np.uint8)
+    pixels[8:24, 8:24] = 255
+    own = encode_mask(pixels)
+    idat = zlib.compress(zlib.decompress(own[41:-16]), 1)  # the same rows, packed otherwise: still as shards hold it
+    repacked = own[:33] + chunk(b"IDAT", idat) + own[-12:]
+    spoilt = own[:-16] + bytes(4) + own[-12:]  # OpenCV reads it all the same
+    assert is_own_mask(own, SIZE, SIZE)
+    assert is_own_mask(repacked, SIZE, SIZE)
+    assert not is_own_mask(own, SIZE, SIZE + 1)
+    assert not is_own_mask(spoilt, SIZE, SIZE)
+    assert not is_own_mask(png(pixels), SIZE, SIZE)
+    for name, stored, expected in (("own", own, own), ("repacked", repacked, repacked), ("other", png(pixels), own)):
+        folder = tmp_path / name
+        out = make(folder, {"a.png": png(np.full((40, 60, 3), 90, np.uint8))}, {"m.png": stored}, fit="crop")
+        with ShardReader(ShardIndex.load(out, "train")) as reader:
+            assert reader.read(0, "mask.png") == expected
+    with pytest.raises(UserError, match="no mask of the pool can be used"):
+        make(tmp_path / "none", {"a.png": png(pixels)}, {"m.png": encode_mask(pixels * 0)}, fit="crop")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
