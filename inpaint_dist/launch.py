@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -87,6 +87,14 @@ class Launch:
         if self.world > 1:
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather(self, value: object) -> list[Any]:
+        """Every rank's value, on every rank, by rank. Collective."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Until every rank is here. Collective."""

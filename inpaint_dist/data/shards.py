@@ -78,8 +78,7 @@ class Columns(NamedTuple):
     crc32: npt.NDArray[np.uint32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """Where one member of one sample lies."""
 
     shard: int

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_uint8
 from inpaint_dist.chance import mix
+from inpaint_dist.data.bad_samples import BadSamples
 from inpaint_dist.data.headers import exif_orientation
 from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
@@ -158,6 +159,8 @@ class StreamingLoader:
         if mask_source == "pool":
             raise UserError("--mask-source pool needs shards with an index; use paired or a family")
         self.global_batch, self.device = per_process * world, device
+        self.bad = BadSamples(0)
+        """Stays empty: a stream stops at the first sample that cannot be read."""
         self._stream = _Stream(shards, mask_source=mask_source, size=size, flip=flip, seed=seed, rank=rank, world=world)
         self._per_process, self._workers = per_process, workers
 
