@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
 from inpaint_dist.data.bad_samples import BadSample, BadSamples
+from inpaint_dist.data.fitting import FittingDecoder
 from inpaint_dist.data.masks import FAMILIES
 from inpaint_dist.data.order import Draw, SampleOrder
 from inpaint_dist.data.sample_decoder import TOGETHER, SampleDecoder
@@ -33,10 +34,10 @@ class DataConfig:
     """What is read, and how."""
 
     shards: str = "shards/sample"
-    """Folder of training shards (made by tools/make_shards.py), or a pattern of shards without an index, as
+    """Folder of training shards (made by tools/make_shards.py), or a pattern of tars that others made, as
     "FOLDER/train-{000000..000009}.tar"."""
     val_shards: Path | None = None
-    """Folder of validation shards; None: the val split in --shards."""
+    """Folder of validation shards, or a pattern as for --shards; None: the val split of the folder in --shards."""
     limit: int | None = None
     """Use the first N training samples only."""
     batch_size: int | None = None
@@ -49,10 +50,11 @@ class DataConfig:
     """paired: a mask stored with the photo; pool: one of any training sample, drawn anew each epoch; or a family drawn
     on the fly, such as lama-train."""
     size: int | None = None
-    """Pixels of a side of pictures from shards without an index; None: 256. An index says it for its shards."""
+    """Pixels of a side that photos and masks of others' tars are fitted to (short side, then the centre); None: 256.
+    The index of our own shards says it."""
     workers: int | None = None
-    """Decoding threads of a process (worker processes, for shards without an index); 0: decode in the training thread;
-    None: as the cores allow, at most 8."""
+    """Decoding threads of a process (worker processes, for compressed tars); 0: decode in the training thread; None: as
+    the cores allow, at most 8."""
     max_bad_samples: int = 0
     """Training samples that may turn out unreadable, over all processes and each counted once: another sample of the
     epoch is read in the place of each, and the log names it. 0: stop at the first. A process stops as soon as it has
@@ -142,7 +144,8 @@ class Loader:
         self.samples = min(len(index), config.limit or len(index))
         self.order = SampleOrder(self.samples, seed)
         self.rank, self.per_process, self.global_batch = rank, per_process, per_process * world
-        self.decoder = SampleDecoder(index, config.mask_source, seed, self.samples)
+        decoder = FittingDecoder if index.foreign else SampleDecoder
+        self.decoder = decoder(index, config.mask_source, seed, self.samples)
         self.bad = BadSamples(config.max_bad_samples)
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)
@@ -229,7 +232,7 @@ class ValidationSet:
 
     def __init__(self, index: ShardIndex, device: torch.device) -> None:
         self.index, self.device = index, device
-        self.decoder = SampleDecoder(index, "paired", seed=0)
+        self.decoder = (FittingDecoder if index.foreign else SampleDecoder)(index, "paired", seed=0)
 
     def __len__(self) -> int:
         return len(self.index)
