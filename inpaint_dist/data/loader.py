@@ -20,7 +20,7 @@ from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
 from inpaint_dist.data.bad_samples import BadSample, BadSamples
 from inpaint_dist.data.fitting import FittingDecoder
 from inpaint_dist.data.masks import FAMILIES
-from inpaint_dist.data.order import Draw, SampleOrder
+from inpaint_dist.data.order import Draw, order_of
 from inpaint_dist.data.sample_decoder import TOGETHER, SampleDecoder
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError, UserError
@@ -55,6 +55,9 @@ class DataConfig:
     workers: int | None = None
     """Decoding threads of a process (worker processes, for compressed tars); 0: decode in the training thread; None: as
     the cores allow, at most 8."""
+    shuffle_window: int | None = None
+    """Shards that are shuffled among each other at a time, for sets that the disk or the memory cannot shuffle whole;
+    None: all, in a set of at most 4 million samples, else 64."""
     max_bad_samples: int = 0
     """Training samples that may turn out unreadable, over all processes and each counted once: another sample of the
     epoch is read in the place of each, and the log names it. 0: stop at the first. A process stops as soon as it has
@@ -63,7 +66,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.global_batch_size is not None:
             raise UsageError("--batch-size and --global-batch-size: give one of the two")
-        for flag in ("limit", "batch_size", "global_batch_size", "size"):
+        for flag in ("limit", "batch_size", "global_batch_size", "size", "shuffle_window"):
             value = getattr(self, flag)
             if value is not None and value < 1:
                 raise UsageError(f"--{flag.replace('_', '-')} {value}: give at least 1")
@@ -142,7 +145,7 @@ class Loader:
     ) -> None:
         self.config, self.index, self.device = config, index, device
         self.samples = min(len(index), config.limit or len(index))
-        self.order = SampleOrder(self.samples, seed)
+        self.order = order_of(_sizes(index, self.samples), seed, config.shuffle_window)
         self.rank, self.per_process, self.global_batch = rank, per_process, per_process * world
         decoder = FittingDecoder if index.foreign else SampleDecoder
         self.decoder = decoder(index, config.mask_source, seed, self.samples)
@@ -225,6 +228,12 @@ class Loader:
         pixels = torch.where(flips, pixels.flip(2), pixels)  # a quarter of the bytes that the image will have
         keys = tuple(self.index.keys[draw.index] for draw in draws)
         return Batch(image_from_uint8(pixels), torch.where(flips, mask.flip(3), mask), keys)
+
+
+def _sizes(index: ShardIndex, samples: int) -> list[int]:
+    """Samples of each shard, of the first so many of the set."""
+    ends = np.minimum(np.cumsum([shard.samples for shard in index.shards]), samples)
+    return np.diff(ends, prepend=0).tolist()
 
 
 class ValidationSet:
