@@ -53,10 +53,14 @@ class BadSamples:
     """What one rank knows of the run's bad samples: those that all ranks agreed on, and those it met since.
 
     A sample that is met again, in a later epoch or by another rank, counts once.
+
+    Args:
+        limit: how many there may be.
+        alone: whether this is the only rank. Of several none stops by itself, for the others would wait for it.
     """
 
-    def __init__(self, limit: int):
-        self.limit = limit
+    def __init__(self, limit: int, *, alone: bool = True):
+        self.limit, self._alone = limit, alone
         self._agreed: dict[tuple[str, str], BadSample] = {}
         self._new: dict[tuple[str, str], BadSample] = {}
 
@@ -73,12 +77,12 @@ class BadSamples:
         """Take down what this rank has met.
 
         Raises:
-            TooManyBadSamples: on this rank alone, where those that it knows of are more than the limit.
+            TooManyBadSamples: this is the only rank, and they are more than the limit.
         """
         for sample in met:
             if (sample.shard, sample.key) not in self._agreed:
                 self._new.setdefault((sample.shard, sample.key), sample)
-        if self._new and len(self) > self.limit:
+        if self._alone and self._new and len(self) > self.limit:
             raise TooManyBadSamples(self.limit, [*self._agreed.values(), *self._new.values()])
 
     def agree(self, of_ranks: Iterable[Iterable[BadSample]]) -> list[BadSample]:

@@ -60,8 +60,8 @@ class DataConfig:
     None: all, in a set of at most 4 million samples, else 64."""
     max_bad_samples: int = 0
     """Training samples that may turn out unreadable, over all processes and each counted once: another sample of the
-    epoch is read in the place of each, and the log names it. 0: stop at the first. A process stops as soon as it has
-    met more by itself, all of them at the next report."""
+    epoch is read in the place of each, and the log names it. 0: stop at the first. Several processes stop together, at
+    the next report or before the next checkpoint."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.global_batch_size is not None:
@@ -149,7 +149,7 @@ class Loader:
         self.rank, self.per_process, self.global_batch = rank, per_process, per_process * world
         decoder = FittingDecoder if index.foreign else SampleDecoder
         self.decoder = decoder(index, config.mask_source, seed, self.samples)
-        self.bad = BadSamples(config.max_bad_samples)
+        self.bad = BadSamples(config.max_bad_samples, alone=world == 1)
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)
 
@@ -162,7 +162,7 @@ class Loader:
         """The batches of steps [start, stop), decoded ahead by threads.
 
         Raises:
-            TooManyBadSamples: with the first batch that takes those which this rank knows of beyond the limit.
+            TooManyBadSamples: there is one rank, and with this batch its bad samples are more than the limit.
         """
         for buffers, draws in self.decoded(start, stop):
             yield self._to_device(buffers, draws)

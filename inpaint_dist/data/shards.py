@@ -57,6 +57,8 @@ MAX_READ = 1 << 28
 SHARD_NAME = re.compile(r"(train|val)-\d{6,}\.tar")
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for
+_LARGEST_SIDE = 1 << 15
 _OPEN_FILES = 256  # a process may hold 1,024 by default, and a set of a million samples has a thousand shards
 _MAKE = "make them with tools/make_shards.py, or name another folder by --shards"
 
@@ -249,7 +251,7 @@ class _OpenShard:
         self.descriptor = -1
         path = folder / info.name
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self.descriptor = os.open(path, _READ)
         except OSError as error:
             raise ShardError(f"{path} cannot be opened ({error.strerror}), but the index lists it") from None
         size = os.fstat(self.descriptor).st_size
@@ -273,6 +275,8 @@ def _read_index(folder: Path, split: str) -> tuple[dict[str, Any], Iterator[dict
         raise UserError(f"{folder}: no such folder of shards; {_MAKE}")
     path = folder / INDEX_NAME
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ShardError(f"{path} is no file")
         lines = path.read_text("utf-8").split("\n")
     except FileNotFoundError:
         raise UserError(f"{folder} has no {INDEX_NAME}; {_without_index(folder, split)}") from None
@@ -339,11 +343,13 @@ def _assemble(
     if len(set(keys)) != len(keys):
         twice = next(key for key, count in Counter(keys).items() if count > 1)
         raise ValueError(f"two samples have the key {twice}")
+    if not 0 < (size := int(head["size"])) <= _LARGEST_SIDE:
+        raise ValueError(f"{size} pixels a side")
     samples_of = [shard.samples for shard in shards]
     return cls(
         folder=folder,
         split=split,
-        size=int(head["size"]),
+        size=size,
         shards=tuple(shards),
         keys=keys,
         shard_of=np.repeat(np.arange(len(shards), dtype=np.int32), samples_of),

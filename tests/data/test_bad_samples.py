@@ -173,7 +173,7 @@ def test_substitutes_keep_to_the_limit_of_samples(shards: Path, tmp_path: Path):
 
 
 def test_the_ranks_agree_on_one_list_and_stop_alike():
-    one, two = BadSamples(2), BadSamples(2)
+    one, two = BadSamples(2, alone=False), BadSamples(2, alone=False)
     samples = [BadSample("a.tar", key, f"a.tar: {key} is damaged") for key in "xyz"]
     one.note(samples[:2])
     two.note(samples[1:2])
@@ -182,6 +182,7 @@ def test_the_ranks_agree_on_one_list_and_stop_alike():
         book.check()
         book.note(samples[:2])  # met again
         assert len(book) == 2 and not book.new
+    two.note(samples)  # one too many, and yet it goes on until all have heard of it
     two_alone = [samples[2]]
     for book in (one, two):
         assert book.agree([[], two_alone]) == two_alone
