@@ -62,14 +62,16 @@ def test_only_draws_of_a_bad_sample_change_and_an_epoch_keeps_its_length(shards:
     assert replaced == 8  # two samples in four epochs
 
 
-def test_a_substitute_is_wholly_another_sample_with_its_own_mask(damaged: Path):
-    loader = a_loader(damaged, batch=11, flip=False)
-    pairs: dict[str, set[bytes]] = {}
-    for batch in loader.batches(0, 6):
-        for key, image in zip(batch.keys, batch.image, strict=True):
-            pairs.setdefault(key, set()).add(image.numpy().tobytes())
-    assert len(pairs) == 9
-    assert all(len(images) == 1 for images in pairs.values())
+def test_a_substitute_is_wholly_another_sample_mirrored_as_that_one_is(damaged: Path):
+    loader = a_loader(damaged, batch=11)  # a batch an epoch, in which nine samples stand once and two stand in
+    twice = 0
+    for batch in loader.batches(0, 12):
+        pairs: dict[str, set[bytes]] = {}
+        for key, image, mask in zip(batch.keys, batch.image, batch.mask, strict=True):
+            pairs.setdefault(key, set()).add(image.numpy().tobytes() + mask.numpy().tobytes())
+        assert len(pairs) == 9 and all(len(seen_as) == 1 for seen_as in pairs.values())
+        twice += len(batch.keys) - len(pairs)
+    assert twice == 24
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -305,7 +305,7 @@ def open_loader(shards: Path | str, most: int) -> Loader:
     return sources.loader
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60, method="thread")  # a thread that waits for a pipe lets no exception through
 @pytest.mark.parametrize("name", CASES)
 def test_bad_data_is_refused_or_counted_by_name(name: str, tmp_path: Path):
     case = CASES[name]
