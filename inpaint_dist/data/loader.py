@@ -19,7 +19,7 @@ from torch import Tensor
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
 from inpaint_dist.data.bad_samples import BadSample, BadSamples
 from inpaint_dist.data.fitting import FittingDecoder
-from inpaint_dist.data.masks import FAMILIES
+from inpaint_dist.data.mask_mixture import read_mixture
 from inpaint_dist.data.order import Draw, order_of
 from inpaint_dist.data.sample_decoder import TOGETHER, SampleDecoder
 from inpaint_dist.data.shards import ShardIndex
@@ -48,7 +48,7 @@ class DataConfig:
     """Mirror photo and mask with probability 1/2."""
     mask_source: str = "paired"
     """paired: a mask stored with the photo; pool: one of any training sample, drawn anew each epoch; or a family drawn
-    on the fly, such as lama-train."""
+    on the fly, such as lama-train. Several by weight: paired:1,lama-train:3."""
     size: int | None = None
     """Pixels of a side that photos and masks of others' tars are fitted to (short side, then the centre); None: 256.
     The index of our own shards says it."""
@@ -74,8 +74,10 @@ class DataConfig:
             raise UsageError(f"--workers {self.workers}: give 0 or more")
         if self.max_bad_samples < 0:
             raise UsageError(f"--max-bad-samples {self.max_bad_samples}: give 0 or more")
-        if self.mask_source not in ("paired", "pool", *FAMILIES):
-            raise UsageError(f"--mask-source {self.mask_source}: choose paired, pool or one of {', '.join(FAMILIES)}")
+        try:
+            read_mixture(self.mask_source)
+        except ValueError as error:
+            raise UsageError(f"--mask-source {self.mask_source}: {error}") from None
 
     def per_process(self, world: int, parts: int) -> int:
         """Images a process and step, for `world` processes of `parts` micro-batches each.

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from inpaint_dist.chance import mix
 from inpaint_dist.data.bad_samples import BadSample, SampleError
+from inpaint_dist.data.mask_mixture import read_mixture
 from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
 from inpaint_dist.data.order import Draw
 from inpaint_dist.data.photos import claimed_size, decode_photo
@@ -18,7 +19,13 @@ TOGETHER = 8
 """Samples that a thread takes at once, and of which it reads all bytes before it decodes a photo: that throws our code
 and zlib's out of the CPU's caches, and one sample after the other paid for it with a tenth of the time."""
 
-_FLIP, _POOL, _WHICH, _SUBSTITUTE = 1, 2, 3, 5  # names of independent random draws of one sample; the trainer's is 4
+_FLIP, _POOL, _WHICH, _SUBSTITUTE, _MIXTURE = (
+    1,
+    2,
+    3,
+    5,
+    6,
+)  # names of independent random draws of one sample; the trainer's is 4
 _TRIES = 100
 
 
@@ -27,14 +34,14 @@ class SampleDecoder:
 
     Args:
         index: the set.
-        mask_source: paired, pool or a family, as in `DataConfig`.
+        mask_source: paired, pool, a family or a mixture of them, as in `DataConfig`.
         seed: of everything drawn.
         samples: the first so many are read in the place of those that cannot be; None: all.
     """
 
     def __init__(self, index: ShardIndex, mask_source: str, seed: int, samples: int | None = None) -> None:
         self.index, self.reader = index, ShardReader(index)
-        self.mask_source, self.seed = mask_source, seed
+        self.mixture, self.seed = read_mixture(mask_source), seed
         self._samples = len(index) if samples is None else samples
         self._mask_counts = mask_counts(index)
         self._shards = [str(index.folder / shard.name) for shard in index.shards]
@@ -102,10 +109,11 @@ class SampleDecoder:
 
     def mask(self, draw: Draw, out: NDArray[np.uint8]) -> None:
         """Bring the mask of a draw, (size, ceil(size / 8)) packed bits, into `out`."""
-        if self.mask_source in FAMILIES:
+        source = self._source(draw)
+        if source in FAMILIES:
             size = self.index.size
-            rng = mask_rng(self.mask_source, size, self.seed, draw.epoch, draw.index)
-            out[:] = np.packbits(draw_mask(self.mask_source, size, size, rng), axis=1)
+            rng = mask_rng(source, size, self.seed, draw.epoch, draw.index)
+            out[:] = np.packbits(draw_mask(source, size, size, rng), axis=1)
             return
         owner = self._mask_owner(draw)
         self._stored_mask(owner, self._random(draw, _WHICH, self._mask_counts.item(owner)), out)
@@ -123,7 +131,7 @@ class SampleDecoder:
 
     def _refuse_constant(self, bits: NDArray[np.uint8]) -> None:
         """Stored masks teach nothing where they have no hole, or nothing but hole: (masks, size, bytes)."""
-        if self.mask_source in FAMILIES:
+        if not self.mixture.stored:
             return
         if not bits.max((1, 2)).all():
             raise UserError("the mask has no hole")
@@ -154,7 +162,8 @@ class SampleDecoder:
         try:
             self.mask(draw, bits)
             try:
-                self._refuse_constant(bits[None])
+                if self._source(draw) not in FAMILIES:
+                    self._refuse_constant(bits[None])
             except UserError as error:
                 raise UserError(f"{self._name(sample)}: {error}") from None
             sample = draw.index
@@ -165,7 +174,14 @@ class SampleDecoder:
 
     def _mask_owner(self, draw: Draw) -> int:
         """The sample whose mask a draw has."""
-        return self._random(draw, _POOL, len(self.index)) if self.mask_source == "pool" else draw.index
+        return self._random(draw, _POOL, len(self.index)) if self._source(draw) == "pool" else draw.index
+
+    def _source(self, draw: Draw) -> str:
+        """Where a draw's mask comes from."""
+        names = self.mixture.names
+        if len(names) == 1:
+            return names[0]
+        return self.mixture.choose(mix(self.seed, draw.epoch, draw.index, _MIXTURE))
 
     def _stored_mask(self, owner: int, which: int, out: NDArray[np.uint8]) -> None:
         data = self.reader.read(owner, mask_extension(which))

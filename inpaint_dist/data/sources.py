@@ -9,7 +9,7 @@ import inpaint_dist
 from inpaint_dist.batch import Batch
 from inpaint_dist.data.foreign_index import can_be_indexed, index_foreign
 from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet, decoders
-from inpaint_dist.data.masks import FAMILIES
+from inpaint_dist.data.mask_mixture import read_mixture
 from inpaint_dist.data.order import steps_for
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.data.streaming import WEAKER, StreamingLoader, find_shards, is_stream
@@ -99,7 +99,7 @@ def _own(config: DataConfig) -> ShardIndex:
 
 
 def _foreign(config: DataConfig, files: list[str], place: Place) -> ShardIndex:
-    masks = config.mask_source not in FAMILIES
+    masks = read_mixture(config.mask_source).stored
     return index_foreign(files, config.size or DEFAULT_SIZE, masks=masks, keep=place.rank == 0)
 
 
@@ -113,6 +113,8 @@ def _streamed(
     for flag, given in (("limit", config.limit), ("max-bad-samples", config.max_bad_samples)):
         if given:
             raise UsageError(f"--{flag} {given}: {cure}")
+    if len(read_mixture(config.mask_source).names) > 1:
+        raise UsageError(f"--mask-source {config.mask_source}: {cure}")
     loader = StreamingLoader(
         shards,
         mask_source=config.mask_source,
