@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +26,7 @@ FORMAT = 1
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 _TEMPORARY = ".writing-"
+_REPLACED = f"{_TEMPORARY}replaced-"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
         if final.exists():  # a step saved before, and done again after a return to an earlier checkpoint
-            final.rename(root / f"{_TEMPORARY}replaced-{final.name}")
+            final.rename(root / f"{_REPLACED}{final.name}")
         temporary.rename(final)
         sync_to_disk(root)
         _sweep(root)
@@ -71,6 +73,18 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
             f"{final}: the checkpoint could not be written ({error}); free space or mend the disk"
         ) from error
     return final
+
+
+def refuse_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Look at all that is to be saved; on a GPU this waits for it.
+
+    Raises:
+        UserError: naming the first tensor in which a number is not finite.
+    """
+    named = {f"{group}.{name}": tensor for group, some in tensors.items() for name, tensor in some.items()}
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in named.values()]).tolist()
+    if broken := [name for name, good in zip(named, finite, strict=True) if not good]:
+        raise UserError(f"{broken[0]} is not finite: nothing of this step is saved")
 
 
 def load(folder: Path) -> Checkpoint:
@@ -96,7 +110,9 @@ def verify(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST}: not a checkpoint's manifest ({error})") from error
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder}: checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+        raise UserError(f"{folder / MANIFEST}: checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+    if manifest.keys() != {"format", "step", "files"} or folder.name != f"step-{manifest['step']!s:0>7}":
+        raise UserError(f"{folder / MANIFEST}: not the manifest of {folder.name} (damaged on disk?)")
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -106,10 +122,20 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def newest(root: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that verifies, and say which newer ones were passed over and why."""
+def newest(root: Path, before: int | None = None) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint that verifies, and say which newer ones were passed over and why.
+
+    With `before`, it is one of an earlier step.
+
+    One that a kill caught while another of its step was about to take its name gets the name back.
+    """
+    for replaced in root.glob(f"{_REPLACED}*"):
+        if not (final := root / replaced.name.removeprefix(_REPLACED)).exists():
+            replaced.rename(final)
     passed_over: list[str] = []
     for folder in reversed(list_checkpoints(root)):
+        if before is not None and step_of(folder) >= before:
+            continue
         try:
             verify(folder)
         except UserError as error:
@@ -125,7 +151,7 @@ def prune(root: Path, step: int, keep: int, protected: Collection[str] = ()) -> 
     What lies beyond `step` was found damaged when the run went back behind it: it goes as well, and must not count.
     """
     folders = list_checkpoints(root)
-    whole = [folder for folder in folders if _step(folder) <= step]
+    whole = [folder for folder in folders if step_of(folder) <= step]
     kept = {folder.name for folder in whole[-keep:]} | set(protected)
     for folder in folders:
         if folder.name not in kept:
@@ -136,7 +162,7 @@ def prune(root: Path, step: int, keep: int, protected: Collection[str] = ()) -> 
 def list_checkpoints(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first, whole or not."""
     folders = (path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
-    return sorted(folders, key=_step)
+    return sorted(folders, key=step_of)
 
 
 def folder_name(step: int) -> str:
@@ -144,7 +170,8 @@ def folder_name(step: int) -> str:
     return f"step-{step:07d}"
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
     return int(folder.name.removeprefix("step-"))
 
 

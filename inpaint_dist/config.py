@@ -24,10 +24,10 @@ SECTIONS = ("data", "trainer", "launch", "tracking")
 RESUMABLE = frozenset(
     {
         "recipe", "epochs", "max_steps", "output_dir", "checkpoint_every", "keep_checkpoints", "eval_every",
-        "eval_metrics", "best_by", "overwrite", "dry_run", "data.batch_size", "data.workers", "data.val_shards",
-        "data.shards", "data.global_batch_size", "data.max_bad_samples", "launch.cpu", "launch.threads",
-        "launch.mixed_precision",
-        "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm", "objective.perceptual.weights",
+        "eval_metrics", "best_by", "allow_changed", "overwrite", "dry_run", "data.batch_size", "data.workers",
+        "data.val_shards", "data.shards", "data.limit", "data.global_batch_size", "data.max_bad_samples", "launch.cpu",
+        "launch.threads", "launch.mixed_precision", "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm",
+        "trainer.max_skipped_steps", "trainer.max_rollbacks", "objective.perceptual.weights",
         "tracking.report_every", "tracking.sample_every", "tracking.report_to", "tracking.run_name",
     }
 )  # fmt: skip
@@ -57,12 +57,15 @@ class TrainConfig:
     eval_every: int | None = None
     """Steps between two evaluations on the validation set; None: a tenth of the run, at most 1000."""
     eval_metrics: tuple[MetricName, ...] = METRICS
-    """What the validation set is scored by. lpips_alex, lpips_vgg, fid and kid need the extra `eval` and weights, which
-    are looked for before the first step."""
+    """What the validation set is scored by. lpips_alex, lpips_vgg, fid, kid, p_ids and u_ids need the extra `eval` and
+    weights, which are looked for before the first step."""
     best_by: MetricName = "psnr"
     """Which of them decides what are the best weights and checkpoint, which are kept."""
     init_from: Path | None = None
     """A run folder, or a generator.safetensors, whose generator the run starts with."""
+    allow_changed: tuple[str, ...] = ()
+    """What may differ from the run that the folder holds, which goes on all the same: dataset, global_batch, or a flag
+    such as trainer.lr. Never another network."""
     overwrite: bool = False
     """Start anew where the folder holds a run: that run is removed."""
     dry_run: bool = False

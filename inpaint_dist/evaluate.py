@@ -80,7 +80,8 @@ class EvaluateConfig:
     limit: int | None = None
     """Score that many photos, spread evenly over the set."""
     metrics: tuple[str, ...] = METRICS
-    """Of psnr, ssim, l1, hole_psnr, hole_l1, and, with the extra `eval`, lpips_alex, lpips_vgg, fid, kid; or all."""
+    """Of psnr, ssim, l1, hole_psnr, hole_l1, and, with the extra `eval`, lpips_alex, lpips_vgg, fid, kid, p_ids,
+    u_ids; or all."""
     weights: WeightsName = "latest"
     """Of a run folder: the latest weights, or those that scored best on its validation set."""
     out: Path | None = None
@@ -270,6 +271,11 @@ def table(figures: dict[str, Any], metrics: Sequence[str]) -> list[str]:
         lines.append(
             f"note: FID of no more than {FEATURES:,} photos is biased upwards, the more the fewer: compare it on this "
             "very set alone, and read KID"
+        )
+    if whole.get("u_ids", whole.get("p_ids", {})).get("too few photos"):
+        lines.append(
+            f"note: a linear classifier of {FEATURES:,} features tells any two sets of no more than {FEATURES // 2:,} "
+            "photos apart: P-IDS and U-IDS say nothing of so few"
         )
     return [line for line in lines if line]
 

@@ -1,6 +1,6 @@
 """How good completions are over a set: the one ruler, of training and of `python -m inpaint_dist.evaluate`.
 
-Every photo is measured once, whatever the ranks: means, FID and KID, and, for the verb, intervals and buckets.
+Every photo is measured once, whatever the ranks: means, FID, KID and IDS, and, for the verb, intervals and buckets.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,18 @@ from inpaint_dist.data.pairs import Pairs
 from inpaint_dist.errors import UserError
 from inpaint_dist.launch import Launch
 from inpaint_dist.metrics.intervals import Scores, bootstrap_interval, buckets
-from inpaint_dist.metrics.learned import FEATURES, LPIPS, Inception, LPIPSNetwork, frechet_distance, kernel_distance
+from inpaint_dist.metrics.learned import (
+    FEATURES,
+    LPIPS,
+    Inception,
+    LPIPSNetwork,
+    discriminative_scores,
+    frechet_distance,
+    kernel_distance,
+)
 
 MetricName: TypeAlias = Literal[
-    "psnr", "ssim", "l1", "hole_psnr", "hole_l1", "lpips_alex", "lpips_vgg", "fid", "kid"
+    "psnr", "ssim", "l1", "hole_psnr", "hole_l1", "lpips_alex", "lpips_vgg", "fid", "kid", "p_ids", "u_ids"
 ]  # fmt: skip
 
 METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "l1", "hole_psnr", "hole_l1")
@@ -31,12 +39,12 @@ l1 is in units of the [-1, 1] range, as the losses are. These need no network.""
 LEARNED: dict[MetricName, LPIPSNetwork] = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
 """A number a photo, by a network."""
 
-OVER_SETS: tuple[MetricName, ...] = ("fid", "kid")
+OVER_SETS: tuple[MetricName, ...] = ("fid", "kid", "p_ids", "u_ids")
 """A number a set."""
 
 ALL_METRICS: tuple[MetricName, ...] = (*METRICS, *LEARNED, *OVER_SETS)
 
-LOWER_IS_BETTER: frozenset[MetricName] = frozenset({"l1", "hole_l1", *LEARNED, *OVER_SETS})
+LOWER_IS_BETTER: frozenset[MetricName] = frozenset({"l1", "hole_l1", *LEARNED, "fid", "kid"})
 
 Completer: TypeAlias = Callable[[Image, Mask], Image]
 """(masked photo, mask) → prediction."""
@@ -44,7 +52,7 @@ Completer: TypeAlias = Callable[[Image, Mask], Image]
 Fill: TypeAlias = Callable[[Sequence[int], Batch], Image]
 """(numbers of the photos, the photos and their holes) → finished pictures, rounded to 8 bits."""
 
-_FIGURE: dict[MetricName, str] = {"fid": "value", "kid": "mean"}
+_FIGURE: dict[MetricName, str] = {"fid": "value", "kid": "mean", "p_ids": "value", "u_ids": "value"}
 
 PSNR_LIMIT = 100.0
 """dB given to a picture without an error, where the ratio is infinite."""
@@ -207,7 +215,7 @@ def _means(part: Measured, metrics: Sequence[str]) -> dict[MetricName, float]:
 
 
 def _over_sets(part: Measured, metrics: Sequence[str]) -> dict[MetricName, dict[str, Any]]:
-    """FID and KID where they are asked for and there are photos enough: name → its value and what belongs to it."""
+    """FID, KID and IDS where they are asked for and there are photos enough: name → value and what belongs to it."""
     told: dict[MetricName, dict[str, Any]] = {}
     if part.photos is None or part.completions is None or len(part.photos) < 2:
         return told
@@ -217,6 +225,10 @@ def _over_sets(part: Measured, metrics: Sequence[str]) -> dict[MetricName, dict[
     if "kid" in metrics:
         mean, deviation, size = kernel_distance(*both)
         told["kid"] = {"mean": mean, "deviation": deviation, "photos a subset": size}
+    if {"p_ids", "u_ids"} & set(metrics):
+        scores = dict(zip(("p_ids", "u_ids"), discriminative_scores(*both), strict=True))
+        few = 2 * len(part.photos) <= FEATURES
+        told |= {name: {"value": value, "too few photos": few} for name, value in scores.items() if name in metrics}
     return told
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from uuid import uuid4
 
 PART = ".part"
 """What the name of a file ends in while it is written."""
@@ -64,14 +65,15 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 @contextmanager
-def written_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def written_whole(path: Path, *, sync: bool = True, apart: bool = False) -> Iterator[Path]:
     """Give a name beside `path` to write to; the file gets its own when the block ends well, and goes when it raises.
 
     Args:
         path: the file that is to be; its folder is there already. An older one stays until the new one is whole.
         sync: bring the file and its name to the disk first, so that a power cut spoils neither.
+        apart: give a name that no other process gives, where several may write the same file at once.
     """
-    part = path.with_name(f"{path.name}{PART}")
+    part = path.with_name(f"{path.name}.{uuid4().hex[:12]}{PART}" if apart else f"{path.name}{PART}")
     try:
         yield part
         if sync:
@@ -112,12 +114,13 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: Path, taken: Exception) -> Iterator[None]:
+def alone_in(folder: Path, taken: Exception, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock on a folder; it goes with this process, however that ends, and leaves no file.
 
     Args:
         folder: it is there already.
         taken: what is raised where another process holds the lock.
+        shared: others that share may be there at the same time, but nobody who wants to be alone.
     """
     if sys.platform == "win32":
         yield
@@ -128,7 +131,7 @@ def alone_in(folder: Path, taken: Exception) -> Iterator[None]:
     _held.add(descriptor)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise taken from None
         except OSError:  # a file system without locks

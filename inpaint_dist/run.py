@@ -1,20 +1,36 @@
 """A run under way: where it reports, draws, evaluates and saves. Every rank holds one and calls the same methods."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from inpaint_dist import checkpoint
 from inpaint_dist.batch import Batch, check, composite, image_to_uint8, masked
-from inpaint_dist.config import TrainConfig, interval, to_json
+from inpaint_dist.checkpoint import Checkpoint
+from inpaint_dist.config import TrainConfig, interval, shaping, to_json
 from inpaint_dist.data.sources import Sources
 from inpaint_dist.errors import UserError
 from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, Ruler, evaluate
+from inpaint_dist.faults import Fault, NotFinite
 from inpaint_dist.launch import Launch
-from inpaint_dist.run_folder import CHECKPOINTS, Start, read_checkpoint
+from inpaint_dist.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    DATASET,
+    FAULTS,
+    GLOBAL_BATCH,
+    Start,
+    describe_run,
+    newest_in_health,
+    note_faults,
+    read_checkpoint,
+)
 from inpaint_dist.tracking.health import Health
 from inpaint_dist.tracking.meter import Meter
 from inpaint_dist.tracking.tracker import NullTracker, Tracker
@@ -35,8 +51,13 @@ class Run:
         self.ruler = ruler
         self.config, self.sources, self.trainer, self.launch, self.start = config, sources, trainer, launch, start
         self.folder, self.total = config.run_folder, sources.total_steps
+        self.shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
         self.scores: dict[str, float] = {}
         self.best: dict[str, float] = {}
+        self.passed_over = 0
+        """Batches that were left out, because the run failed at them and went back to before them."""
+        self._returns: Counter[Path | None] = Counter()
+        self._last_fault: Fault | None = None
         self.tracker = self._open_tracker() if launch.is_main else NullTracker()
         self.meter = Meter(sources.loader.global_batch, self.total)
         self.health = Health(self.total)
@@ -67,16 +88,12 @@ class Run:
 
     def restore(self) -> None:
         """Go back to the checkpoint that the run starts from, if there is one."""
-        if (saved := read_checkpoint(self.start)) is None:
+        if (saved := read_checkpoint(self.start.checkpoint)) is None:
             return
-        self.trainer.load_state(saved.tensors, saved.state["trainer"])
+        self._load(saved)
         bad = self.sources.loader.bad
         bad.load_state(saved.state.get("bad_samples", []))
         bad.check()
-        if "health" in saved.state:
-            self.health.load_state(saved.state["health"])
-        if saved.state["validation"] == self._validation_fingerprint():
-            self.scores, self.best = saved.state["scores"], saved.state["best"]
         before = saved.state["total_steps"]
         kind = self.config.trainer.lr_schedule
         if before != self.total and kind != "constant":
@@ -85,17 +102,74 @@ class Run:
                 "not the same as one run of that length"
             )
 
+    def _load(self, saved: Checkpoint) -> None:
+        self.trainer.load_state(saved.tensors, saved.state["trainer"])
+        self.passed_over = saved.state.get("passed_over", 0)
+        if "health" in saved.state:
+            self.health.load_state(saved.state["health"])
+        if saved.state["validation"] == self._validation_fingerprint():
+            self.scores, self.best = saved.state["scores"], saved.state["best"]
+
     def batches(self) -> Iterator[tuple[int, Batch]]:
-        """The steps to do, counted from 1, each with this rank's part of its global batch."""
+        """The steps to do, counted from 1, each with this rank's part of its global batch.
+
+        After too many skipped steps in a row they go on from the newest checkpoint.
+
+        Raises:
+            NotFinite: where going back did not help, or there is nothing to go back to.
+        """
+        start = self.start.step
+        while start < self.total:
+            for step, batch in self._batches_from(start):
+                if self._shown is None:
+                    check(batch)
+                    self._shown = self._choose_shown(batch)
+                yield step, batch
+                if self.trainer.faults.are_known and self.is_stuck():
+                    break
+            start = self._go_back() if self.is_stuck() else self.total
+
+    def _batches_from(self, start: int) -> Iterator[tuple[int, Batch]]:
         if self.config.overfit_one_batch:
-            batches = repeat(self.sources.first(), self.total - self.start.step)
+            batches = repeat(self.sources.first(), self.total - start)
         else:
-            batches = self.sources.loader.batches(self.start.step, self.total)
-        for step, batch in enumerate(self.meter.waiting(batches), self.start.step + 1):
-            if self._shown is None:
-                check(batch)
-                self._shown = self._choose_shown(batch)
-            yield step, batch
+            batches = self.sources.loader.batches(start + self.passed_over, self.total + self.passed_over)
+        return enumerate(self.meter.waiting(batches), start + 1)
+
+    def is_stuck(self) -> bool:
+        """Tell of the steps skipped since the last look; whether they are too many in a row to go on. Collective."""
+        faults = self.trainer.faults.look()
+        if faults:
+            self._last_fault = faults[-1]
+            self._write(lambda: note_faults(self.folder / FAULTS, faults))
+            more = f", the first of {len(faults)} such steps" if len(faults) > 1 else ""
+            self.say(f"skipped: {faults[0]}{more}; nothing moved, {FAULTS} names the samples")
+        return self.trainer.faults.stuck_at is not None
+
+    def _go_back(self) -> int:
+        """Return to the newest checkpoint, and to the photos after those that the run failed at. Returns its step."""
+        failed_at, fault, limit = self.trainer.faults.stuck_at, self._last_fault, self.config.trainer.max_skipped_steps
+        where = newest_in_health(self.folder / CHECKPOINTS) if self.launch.is_main else None
+        path, notes = cast("tuple[Path | None, list[str]]", self.launch.share(where))
+        self.say(*notes)
+        saved = read_checkpoint(path)
+        self._returns[path] += 1
+        if failed_at is None or saved is None or self._returns[path] > self.config.trainer.max_rollbacks:
+            tried = f"going back to {path} did not help" if path else "there is no checkpoint to go back to"
+            raise NotFinite(
+                f"{fault}; so it is for {limit + 1} step{'s' * (limit > 0)} in a row, and {tried} ({FAULTS} names the "
+                "samples): lower --lr, set --clip-grad 1 or try --mixed-precision no, with --allow-changed trainer.lr "
+                "trainer.clip_grad"
+            )
+        passed_over = failed_at + self.passed_over - saved.step
+        self._load(saved)
+        self.passed_over = passed_over
+        self.tracker.go_back(saved.step)
+        self.say(
+            f"{limit + 1} steps in a row were skipped: back to {path}, and on with the photos after those of step "
+            f"{failed_at} (return {self._returns[path]} of {self.config.trainer.max_rollbacks} to there)"
+        )
+        return saved.step
 
     def is_due(self, event: str, step: int) -> bool:
         """Whether it is time to "report", "draw", "evaluate" or "save": every so many steps, and at the last one."""
@@ -106,13 +180,17 @@ class Run:
 
     def report(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Read the losses, of all ranks, and write them down."""
-        self.trainer.raise_on_fault()
+        if self.is_stuck():
+            return
+        self._keep_folder()
         bad = self.sources.loader.bad
         met = torch.tensor(float(len(bad.new)), device=self.launch.device)
         values = self.trainer.read({**losses, BAD_SAMPLES: met}) | self.meter.read(step)
         if values[BAD_SAMPLES]:
             self._agree_on_bad_samples()
         values[BAD_SAMPLES] = len(bad)
+        if self.trainer.faults.skipped:
+            values["skipped_steps"] = self.trainer.faults.skipped
         if self.launch.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated(self.launch.device) / 2**30
         self.tracker.report(step, values)
@@ -122,7 +200,8 @@ class Run:
 
     def draw(self, step: int) -> None:
         """Draw photo, masked, prediction and composite of fixed samples, with the averaged weights."""
-        self.trainer.raise_on_fault()
+        if self.is_stuck():
+            return
         generator, shown = self.trainer.averaged(), self._shown
         if not self.launch.is_main or shown is None:
             return
@@ -145,7 +224,8 @@ class Run:
         """
         if self.sources.validation is None:
             return
-        self.trainer.raise_on_fault()
+        if self.is_stuck():
+            return
         generator = self.trainer.averaged()
         try:
             self.scores = evaluate(generator, self.sources.validation, self.ruler, self.launch)
@@ -156,17 +236,19 @@ class Run:
         self.tracker.report(step, {f"val/{name}": value for name, value in self.scores.items()})
         if self._is_best():
             self.best = {"step": step, **self.scores}
-            self._write(lambda: self._export(BEST, step), step)
+            self._write(lambda: self._export(BEST, step), last=step == self.total)
         self.meter.skip()
 
     def save(self, step: int) -> None:
         """Write a checkpoint and the weights for use; a failure ends the run only at its last step."""
-        self.trainer.raise_on_fault()
+        if self.is_stuck():
+            return
         self._agree_on_bad_samples()
         tensors, state = self.trainer.state()
         whole = {
             "trainer": state,
             "total_steps": self.total,
+            "passed_over": self.passed_over,
             "scores": self.scores,
             "best": self.best,
             "health": self.health.state(),
@@ -174,21 +256,32 @@ class Run:
             "validation": self._validation_fingerprint(),
         }
 
-        def write() -> None:
-            # The checkpoint last: a run that has its last one has everything else too.
+        def write_weights() -> None:
             self._export(GENERATOR, step)
             self._write_card(step)
+
+        def write_checkpoint() -> None:
             root = self.folder / CHECKPOINTS
             checkpoint.save(root, step, tensors, whole)
             best = [checkpoint.folder_name(int(self.best["step"]))] if self.best else []
             checkpoint.prune(root, step, self.config.keep_checkpoints, best)
 
-        self._write(write, step)
+        last = step == self.total
+        self._keep_folder()
+        if self._write(lambda: checkpoint.refuse_not_finite(tensors), last=last):
+            # The checkpoint last: a run that has its last one has everything else too.
+            self._write(write_weights, last=last)
+            self._write(write_checkpoint, last=last)
         self.launch.wait()
         self.meter.skip()
 
     def finish(self) -> None:
-        """Draw the curves, and say where everything is."""
+        """Draw the curves, and say where everything is.
+
+        Raises:
+            UserError: the history could not be written to the end.
+        """
+        self.tracker.flush()
         self.tracker.plot(force=True)
         if bad := len(self.sources.loader.bad):
             self.say(f"note: {bad} training samples could not be read, others were in their place (see log.txt)")
@@ -213,19 +306,27 @@ class Run:
         gain = self.scores[name] - self.best[name]
         return gain < 0 if name in LOWER_IS_BETTER else gain > 0
 
-    def _write(self, action: Callable[[], None], step: int) -> None:
-        """Write on rank 0; a failure ends the run only at its last step."""
+    def _keep_folder(self) -> None:
+        """Make the run folder anew, where somebody removed it: the next checkpoint can be gone on from."""
+        if self.launch.is_main and not (self.folder / CONFIG).exists():
+            self.say(f"warning: {self.folder} was removed: it is made anew")
+            self._write(lambda: describe_run(self.config, self.shape, self.launch))
+
+    def _write(self, action: Callable[[], None], *, last: bool = False) -> bool:
+        """Write on rank 0; a failure is a warning, unless it is the run's last chance to write that. Whether it was."""
         if not self.launch.is_main:
-            return
+            return True
         try:
             action()
         except (UserError, OSError) as error:
-            if step < self.total:
+            if not last:
                 self.say(f"warning: {error}; training goes on")
             elif isinstance(error, UserError):
                 raise
             else:
                 raise UserError(f"{self.folder}: cannot be written ({error}); free space or mend the disk") from error
+            return False
+        return True
 
     def _export(self, name: str, step: int) -> None:
         export_generator(

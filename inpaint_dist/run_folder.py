@@ -1,10 +1,11 @@
 """The run folder: whether a run may start, go on or is done; what it keeps. Written by rank 0 alone."""
 
+import difflib
 import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,18 @@ from typing import Any, TypeVar
 
 from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
-from inpaint_dist.config import SECTIONS, TrainConfig, to_json
+from inpaint_dist.config import RESUMABLE, SECTIONS, TrainConfig, to_json
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.faults import Fault
 from inpaint_dist.host import alone_in, versions, written_whole
 from inpaint_dist.launch import Launch
 from inpaint_dist.weights import BEST, CARD, GENERATOR
 
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+CONFIG, CHECKPOINTS, FAULTS = "config.json", "checkpoints", "faults.jsonl"
 DATASET, GLOBAL_BATCH = "dataset", "global_batch"
 """What shapes a run beside its config: the samples it reads, and how many a step."""
 OURS = (
-    *(CONFIG, CHECKPOINTS, GENERATOR, BEST, CARD),
+    *(CONFIG, CHECKPOINTS, FAULTS, GENERATOR, BEST, CARD),
     *("command.txt", "env.json", "log.txt", "history.jsonl", "plots", "samples", "wandb"),
 )
 """What a run writes into its folder."""
@@ -98,14 +100,15 @@ def _find_start(config: TrainConfig, shaping: Mapping[str, object], held: ExitSt
     before = _read_shaping(folder)
     if config.overwrite:
         return Start(0, None, [f"{folder}: the run there is replaced (--overwrite)"])
-    _refuse_another(folder, before, shaping)
+    changed = _refuse_another(folder, before, shaping, config.allow_changed)
     newest, notes = checkpoint.newest(folder / CHECKPOINTS)
+    notes = [*notes, *changed]
     if newest is None and notes:
         listed = "\n".join(notes)
         raise UserError(f"{folder}: no checkpoint can be read; --overwrite starts the run anew\n{listed}")
     if newest is None:
         return Start(0, None, [f"{folder}: no checkpoint yet, the run starts from its beginning"])
-    return Start(int(newest.name.removeprefix("step-")), newest, [*notes, f"going on from {newest}"])
+    return Start(checkpoint.step_of(newest), newest, [*notes, f"going on from {newest}"])
 
 
 def _read_shaping(folder: Path) -> dict[str, object]:
@@ -116,15 +119,45 @@ def _read_shaping(folder: Path) -> dict[str, object]:
         raise UserError(f"{folder}: holds files but no run; choose another --output-dir") from None
 
 
-def _refuse_another(folder: Path, before: Mapping[str, object], shaping: Mapping[str, object]) -> None:
-    now = json.loads(json.dumps(shaping))
-    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if keys:
-        listed = "\n".join(_difference(key, before.get(key), now.get(key)) for key in keys)
+def _refuse_another(
+    folder: Path, before: Mapping[str, object], shaping: Mapping[str, object], allowed: Sequence[str]
+) -> list[str]:
+    """Refuse a run that differs from the one in the folder, but for what is allowed to; say what that is."""
+    now: dict[str, object] = json.loads(json.dumps(shaping))
+    allowed = [_known(name, now) for name in allowed]
+    compared = sorted((before.keys() | now.keys()) - RESUMABLE)  # of older folders too, which list more
+    keys = [key for key in compared if before.get(key) != now.get(key)]
+    refused = [key for key in keys if key not in allowed or _is_of_a_network(key)]
+    if refused:
+        listed = "\n".join(
+            f"{_difference(key, before.get(key), now.get(key))} "
+            + ("(another network: never)" if _is_of_a_network(key) else f"(--allow-changed {key})")
+            for key in refused
+        )
         raise UserError(
             f"{folder}: holds a run that differs in what shapes it; give its flags again, or another --output-dir, or "
-            f"--overwrite to replace it\n{listed}"
+            f"--overwrite to replace it, or --allow-changed to go on all the same\n{listed}"
         )
+    return [f"changed since the run began:{_difference(key, before.get(key), now.get(key))[1:]}" for key in keys]
+
+
+def _is_of_a_network(key: str) -> bool:
+    return key.partition(".")[0] in ("generator", "discriminator")
+
+
+def _known(name: str, shaping: Mapping[str, object]) -> str:
+    """The key that the user means: dataset, trainer.lr, and lr or --lr too.
+
+    Raises:
+        UserError: there is none.
+    """
+    plain = name.lstrip("-").replace("-", "_")
+    for key in (plain, *(f"{section}.{plain}" for section in SECTIONS)):
+        if key in shaping:
+            return key
+    near = difflib.get_close_matches(plain, shaping, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"--allow-changed {name}: {hint}Nothing of that name shapes a run; see `shaping` in {CONFIG}")
 
 
 def _difference(key: str, before: object, now: object) -> str:
@@ -148,10 +181,20 @@ def _prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, l
         held.enter_context(alone_in(folder, _taken(folder)))
     if start.checkpoint is None:
         _clear(folder)
-    _write(folder / CONFIG, {"config": to_json(config), "shaping": shaping})
-    _write(folder / "env.json", environment(launch))
+    describe_run(config, shaping, launch)
     with (folder / "command.txt").open("a") as file:
         file.write(f"{shlex.join(['accelerate', 'launch', '-m', 'inpaint_dist.train', *sys.argv[1:]])}\n")
+
+
+def describe_run(config: TrainConfig, shaping: Mapping[str, object], launch: Launch) -> None:
+    """Write down what runs, and with what; the folder is made where it is not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    _write(config.run_folder / "env.json", environment(launch))
+    _write(config.run_folder / CONFIG, {"config": to_json(config), "shaping": shaping})
 
 
 def _clear(folder: Path) -> None:
@@ -174,17 +217,40 @@ def environment(launch: Launch) -> dict[str, Any]:
     }
 
 
-def read_checkpoint(start: Start) -> Checkpoint | None:
-    """The checkpoint to go on from, which every rank reads for itself.
+def read_checkpoint(path: Path | None) -> Checkpoint | None:
+    """The checkpoint to go on from, where there is one; every rank reads it for itself.
 
     Raises:
         UserError: where this rank cannot see what rank 0 saw.
     """
-    if start.checkpoint is None:
+    if path is None:
         return None
-    if not start.checkpoint.is_dir():
-        raise UserError(f"{start.checkpoint}: not on this machine; several nodes need --output-dir on a shared disk")
-    return checkpoint.load(start.checkpoint)
+    if not path.is_dir():
+        raise UserError(f"{path}: not on this machine; several nodes need --output-dir on a shared disk")
+    return checkpoint.load(path)
+
+
+def newest_in_health(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies and was not saved between skipped steps; which were passed over, and why."""
+    notes: list[str] = []
+    before: int | None = None
+    while True:
+        path, more = checkpoint.newest(root, before)
+        notes += more
+        if path is None or not json.loads((path / checkpoint.STATE).read_text())["trainer"].get("in_a_row", 0):
+            return path, notes
+        notes.append(f"passed over {path.name}: it was saved between the skipped steps")
+        before = checkpoint.step_of(path)
+
+
+def note_faults(path: Path, faults: Sequence[Fault]) -> None:
+    """Add a line a skipped step: which it was, what was not finite, on which ranks, and the keys of their samples."""
+    lines = [
+        {"step": fault.step, "term": fault.term, "ranks": [fault.first_rank, fault.last_rank], "samples": fault.samples}
+        for fault in faults
+    ]
+    with path.open("a") as file:
+        file.writelines(f"{json.dumps(line)}\n" for line in lines)
 
 
 def _write(path: Path, plain: object) -> None:

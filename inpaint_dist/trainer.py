@@ -1,7 +1,7 @@
 """One step of the GAN game: who is updated when, in which precision, over which ranks."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from inpaint_dist.batch import LUCK, Batch, Completion, Luck
 from inpaint_dist.chance import uniform
-from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.errors import UsageError
+from inpaint_dist.faults import Faults, Undo
 from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch
 from inpaint_dist.losses.objective import ObjectiveConfig
@@ -22,21 +23,10 @@ from inpaint_dist.models.blocks import batch_norms, has_batch_statistics, kept_s
 from inpaint_dist.models.sync_batchnorm import synchronise_batch_norm
 from inpaint_dist.optimizers import load_optimizer, optimizer_tensors, schedule
 
-TERMS = ("batch", "d/loss", "d/gradient", "g/loss", "g/gradient")
-"""What is checked to be finite before weights move, in the order of the fault tensor."""
-
-
 SMALLEST_SCALE = 2.0**-10
-"""fp16 gradients that still overflow when their loss is scaled by less than this are not a matter of scale."""
-
+"""fp16 gradients that still overflow when their loss is scaled by no more than this are not a matter of scale."""
 
 _OF_A_STEP = 4  # beside the loader's names of independent random draws of one sample
-
-
-class NotFinite(UserError):
-    """A loss or gradient became NaN or infinite; the network it belongs to has not moved, nor anything since."""
-
-    on_every_rank = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +55,11 @@ class TrainerConfig:
     0: the plain weights."""
     sync_batchnorm: bool = True
     """Batch norm over the batches of all ranks. Off: each rank's own, faster, and no longer equal to one process."""
+    max_skipped_steps: int = 10
+    """Steps in a row that may be skipped because a loss or a gradient is not finite; after one more the run goes back
+    to its newest checkpoint, and on with the photos that follow those it failed at."""
+    max_rollbacks: int = 2
+    """Times that the run goes back to one and the same checkpoint; then it ends with an error."""
 
     def __post_init__(self) -> None:
         for flag, rate in (("--lr", self.lr), ("--lr-d", self.lr_d)):
@@ -76,8 +71,9 @@ class TrainerConfig:
             raise UsageError(f"--gradient-accumulation-steps {self.gradient_accumulation_steps}: give at least 1")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--ema-decay {self.ema_decay}: give at least 0 and less than 1")
-        if self.warmup_steps < 0:
-            raise UsageError(f"--warmup-steps {self.warmup_steps}: give 0 or more")
+        for name in ("warmup_steps", "max_skipped_steps", "max_rollbacks"):
+            if (count := getattr(self, name)) < 0:
+                raise UsageError(f"--{name.replace('_', '-')} {count}: give 0 or more")
         for flag, norm in (("--clip-grad", self.clip_grad), ("--clip-grad-d", self.clip_grad_d)):
             if norm is not None and not norm > 0:
                 raise UsageError(f"{flag} {norm}: give more than 0, or leave it out")
@@ -134,9 +130,9 @@ class Trainer:
         self._scaler_g, self._scaler_d = (
             torch.amp.GradScaler(launch.device.type, enabled=launch.precision == "fp16") for _ in range(2)
         )
-        # By term, where it was not finite: world - the first rank, and the last rank + 1; 0 where it was finite.
-        self._faults = torch.zeros(2, len(TERMS), device=launch.device)
-        self._fault_step = torch.zeros((), device=launch.device, dtype=torch.int64)
+        for scaler in (self._scaler_g, self._scaler_d):
+            scaler.scale(torch.zeros((), device=launch.device))  # it makes its scale when it is first asked for it
+        self.faults, self._undo = Faults(launch, config.max_skipped_steps), Undo()
 
     # ---------------------------------------------------------------- a step
 
@@ -147,22 +143,34 @@ class Trainer:
         `measure`, the gradient norms of the generator's terms at its output are among them, at the price of one more
         backward pass of the discriminator, and the health of the batch's composites.
 
-        Raises:
-            NotFinite: on a CPU at once; on a GPU when `raise_on_fault` looks. No weight moves from the fault on.
+        A step in which a loss or a gradient of any rank is not finite is counted and changes nothing else: `faults`
+        tells of it. Where fp16 overflows, the one network is not updated and its scale is halved: that is no fault.
         """
         self._set_learning_rates()
-        self._note_faults([batch.image.sum() + batch.mask.sum()], "batch")
+        self._undo.keep(self._before_g_is_known())
+        self.faults.begin(batch)
         if self.gan.objective.needs_luck:
             batch = replace(batch, luck=self._luck(len(batch)))
         parts = list(batch.split(self.config.gradient_accumulation_steps))
         completions = list(self._completions(parts))
         losses = self._step_discriminator(parts, completions)
         losses |= self._step_generator(parts, completions, measure=measure)
-        if self.launch.device.type == "cpu":
-            self.raise_on_fault()
-        self._move_average()
+        bad = self.faults.end(self.step_count + 1, batch.keys)
+        self._undo.put_back(bad)
+        self._move_average(bad)
         self.step_count += 1
         return losses
+
+    def _before_g_is_known(self) -> list[Tensor]:
+        """What a step has changed when G's gradient is checked: D, statistics of batch norm, fp16's scales."""
+        scalers = (self._scaler_g, self._scaler_d) if self._scaler_d.is_enabled() else ()
+        return [
+            *self.discriminator.parameters(),
+            *(moment for moments in self.optimizer_d.state.values() for moment in moments.values()),
+            *self.discriminator.buffers(),
+            *self.generator.buffers(),
+            *(tensor for scaler in scalers for tensor in (scaler._scale, scaler._growth_tracker) if tensor is not None),
+        ]
 
     def _luck(self, count: int) -> Luck:
         """Random numbers of this rank's samples: of each what any number of ranks, and a resumed run, would draw."""
@@ -241,12 +249,15 @@ class Trainer:
         scaler.unscale_(optimizer)
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        # An overflow of the scaled gradient is the scaler's own business: it skips the update and lowers the scale.
-        self._note_faults([loss, torch.zeros_like(norm) if scaler.is_enabled() else norm], f"{name}/loss")
+        checked = norm
+        if scaler.is_enabled():
+            # An overflow of the scaled gradient is the scaler's own business: it skips the update and lowers the scale.
+            checked = torch.where(scaler.scale(torch.ones_like(norm)) > SMALLEST_SCALE, 0.0, norm)
+        self.faults.note(f"{name}/loss", [loss, checked])
         if (limit := self._clip[name]) is not None:
             nn.utils.clip_grads_with_norm_(network.parameters(), limit, norm)
         # The fused optimiser skips its update on the device where this is 1: no weight moves, and nobody waits.
-        skip = self._faults.any() | ~torch.isfinite(norm)
+        skip = self.faults.bad | ~torch.isfinite(norm)
         optimizer.found_inf = skip.float()  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.step()
         if scaler.is_enabled():
@@ -254,44 +265,16 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _move_average(self) -> None:
+    def _move_average(self, bad: Tensor) -> None:
         decay = min(self.config.ema_decay, (1 + self.step_count) / (10 + self.step_count))
         with torch.no_grad():
             averages: list[Tensor] = list(self.ema.parameters())
             current: list[Tensor] = list(self.generator.parameters())
-            torch._foreach_lerp_(averages, current, 1.0 - decay)  # pyright: ignore
+            way: Any = torch._foreach_sub(current, averages)  # pyright: ignore
+            torch._foreach_mul_(way, torch.where(bad, 0.0, 1.0 - decay))  # pyright: ignore
+            torch._foreach_add_(averages, way)  # pyright: ignore
 
     # ---------------------------------------------------------------- numbers
-
-    def _note_faults(self, values: Sequence[Tensor], first_term: str) -> None:
-        """Note on the device, agreed by all ranks, which term stopped being finite first, where and when."""
-        first, world, rank = TERMS.index(first_term), self.launch.world, self.launch.rank
-        bad = (~torch.isfinite(torch.stack(list(values)))).float()
-        bad = self.launch.largest(torch.stack([bad * (world - rank), bad * (rank + 1)]))
-        new = bad.any() & ~self._faults.any()
-        self._faults[:, first : first + len(values)] += bad * new
-        self._fault_step += new * (self.step_count + 1)
-
-    def raise_on_fault(self) -> None:
-        """Stop where a loss or gradient was not finite since the last look. On a GPU this waits for it.
-
-        Raises:
-            NotFinite: naming the step, the term and the rank; on all ranks alike.
-        """
-        for term, low, high in zip(TERMS, *self._faults.tolist(), strict=True):
-            if high:
-                first, last = self.launch.world - int(low), int(high) - 1
-                where = f"rank {first}" if first == last else f"ranks {first} to {last}"
-                moved = "D alone has moved in it" if term.startswith("g/") else "no weight has moved in it"
-                raise NotFinite(
-                    f"{term} is not finite at step {int(self._fault_step)} on {where}; {moved}. "
-                    "Lower --lr, set --clip-grad 1, or try --mixed-precision no"
-                )
-        for scaler in (self._scaler_d, self._scaler_g):
-            if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
-                raise NotFinite(
-                    f"gradients overflow fp16 at any scale (step {self.step_count}): try --mixed-precision no"
-                )
 
     def read(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean over ranks of a step's losses, as numbers. Collective; on a GPU it waits for the step."""
@@ -342,11 +325,13 @@ class Trainer:
             "optimizer_d": optimizer_tensors(self.optimizer_d),
         }
         scalers = {"scaler_g": self._scaler_g.state_dict(), "scaler_d": self._scaler_d.state_dict()}
-        return tensors, {"step": self.step_count, **scalers}
+        return tensors, {"step": self.step_count, **self.faults.state(), **scalers}
 
     def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Go back to a saved state, bit for bit."""
         self.step_count = int(state["step"])
+        self.faults.load_state(dict(state))
+        self._undo = Undo()
         self.ema.load_state_dict(tensors["ema"])
         self.generator.load_state_dict(tensors["generator"])
         self.discriminator.load_state_dict(tensors["discriminator"])
@@ -380,7 +365,15 @@ class Trainer:
         return network.no_sync()
 
     def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
-        return torch.optim.Adam(network.parameters(), lr=rate, betas=self.config.betas, fused=True)
+        optimizer = torch.optim.Adam(network.parameters(), lr=rate, betas=self.config.betas, fused=True)
+        # Its moments are made by the first step: here one that is skipped, so that the first real one can be undone.
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.found_inf = torch.ones((), device=self.launch.device)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.zero_grad(set_to_none=True)
+        return optimizer
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:

@@ -46,7 +46,7 @@ from inpaint_dist.models import (
 )
 from inpaint_dist.models.sync_batchnorm import SyncBatchNorm2d
 from inpaint_dist.recipes import RECIPES
-from inpaint_dist.trainer import NotFinite, Trainer
+from inpaint_dist.trainer import Trainer
 
 ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
 WORLD = 2
@@ -226,26 +226,38 @@ def own_statistics(launch: Launch, *, shards: str) -> dict[str, Any]:
 
 
 def faulty_step(launch: Launch, *, shards: str, rank: int, where: str) -> dict[str, Any]:
-    """A good step, then one in which something is not finite on one rank alone."""
+    """A good step, one in which something is not finite on one rank alone, and a good one."""
     trainer = a_trainer(launch, "unet")
-    good, bad = some_batches(launch, shards, 2)
+    good, bad, last = some_batches(launch, shards, 3)
     trainer.step(good)
-    before = all_weights(trainer)
-    if launch.rank == rank and where == "photo":
-        bad.image[0, 0, 3, 3] = float("nan")
-    elif launch.rank == rank:
-        trainer.gan.adversarial.generator = lambda fake: fake.mean() * float("inf")  # type: ignore[method-assign]
-    message = ""
-    try:
-        trainer.step(bad)
-    except NotFinite as error:
-        message = str(error)
+    before, own = all_weights(trainer), dict(trainer.generator.state_dict())
+    own = {name: tensor.clone() for name, tensor in own.items()}
+    of_d, of_g = trainer.gan.adversarial.discriminator, trainer.gan.adversarial.generator
+    if launch.rank == rank and where == "batch":
+        bad.image[1, 0, 3, 3] = float("nan")
+    elif launch.rank == rank and where == "d/loss":
+        trainer.gan.adversarial.discriminator = lambda *given: of_d(*given) * float("inf")  # type: ignore[method-assign]
+    elif launch.rank == rank and where == "g/loss":
+        trainer.gan.adversarial.generator = lambda fake: of_g(fake) * float("inf")  # type: ignore[method-assign]
+    spoiled = launch.rank == rank and where == "g/gradient"
+    weight = next(trainer.generator.parameters())
+    hook = weight.register_hook(lambda gradient: gradient * float("nan") if spoiled else gradient)
+    trainer.step(bad)
+    hook.remove()
+    moved = [name for name, tensor in trainer.generator.state_dict().items() if not torch.equal(tensor, own[name])]
     after = all_weights(trainer)
-    trained = [
-        name for network in ("generator", "discriminator") for name, _ in getattr(trainer, network).named_parameters()
-    ]
-    moved = [name for name in before if not torch.equal(before[name], after[name]) and name.split(".", 1)[1] in trained]
-    return {"message": message, "moved": moved}
+    trainer.gan.adversarial.discriminator, trainer.gan.adversarial.generator = of_d, of_g  # type: ignore[method-assign]
+    trainer.step(last)
+    found = trainer.faults.look()
+    return {
+        "faults": [str(fault) for fault in found],
+        "samples": [fault.samples for fault in found],
+        "keys": bad.keys,
+        "moved": [*moved, *(name for name in before if not torch.equal(before[name], after[name]))],
+        "counted": trainer.faults.state(),
+        "end": all_weights(trainer),
+        "goes on": all(not torch.equal(after[name], tensor) for name, tensor in all_weights(trainer).items()),
+    }
 
 
 def normalised(launch: Launch, *, sizes: list[list[int]], dtype: str, mean: float, spread: float) -> dict[str, float]:
@@ -504,13 +516,22 @@ def test_statistics_of_each_rank_are_averaged_before_they_are_used_or_saved(rank
 
 
 @pytest.mark.parametrize("rank", range(WORLD))
-@pytest.mark.parametrize(("where", "term"), [("photo", "batch"), ("loss", "g/loss")])
-def test_what_is_not_finite_on_one_rank_stops_all_and_names_it(
-    where: str, term: str, rank: int, ranks: Ranks, shards: Path
+@pytest.mark.parametrize("where", ["batch", "d/loss", "g/loss", "g/gradient"])
+def test_what_is_not_finite_on_one_rank_skips_the_step_of_all_and_names_rank_and_samples(
+    where: str, rank: int, ranks: Ranks, shards: Path
 ):
-    for answer in ranks.run(faulty_step, shards=str(shards), rank=rank, where=where):
-        assert f"{term} is not finite at step 2 on rank {rank};" in answer["message"]
-        assert [name for name in answer["moved"] if where == "photo" or not name.startswith("discriminator")] == []
+    answers = ranks.run(faulty_step, shards=str(shards), rank=rank, where=where)
+    keys = {number: answer["keys"] for number, answer in enumerate(answers)}
+    samples = {"batch": {rank: keys[rank][1:]}, "g/gradient": keys}.get(where, {rank: keys[rank]})
+    named = "ranks 0 to 1" if where == "g/gradient" else f"rank {rank}"  # gradients are of all ranks
+    for answer in answers:
+        assert answer["faults"] == [f"{where} is not finite at step 2 on {named}"]
+        assert answer["samples"] == [samples]
+        assert answer["moved"] == []
+        assert answer["counted"] == {"skipped": 1, "in_a_row": 0}
+        assert answer["goes on"]
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in answer["end"].values())
+    assert equal_on_all_ranks([answer["end"] for answer in answers])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from inpaint_dist import cli, evaluate
 from inpaint_dist.evaluate import EvaluateConfig
 from inpaint_dist.evaluation import METRICS
+from inpaint_dist.metrics.learned import discriminative_scores
 from inpaint_dist.models import UNetConfig
 from inpaint_dist.weights import GENERATOR, export_generator
 
@@ -381,12 +382,24 @@ def test_fid_and_kid_of_the_photos_themselves_are_nothing_and_few_photos_are_sai
 ):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(official / "hub"))
     flags = ["--outputs", str(folder / "photos"), "--size", "64", "--pairing", "name", "--limit", "3"]
-    flags += ["--metrics", "fid", "kid", "lpips_alex"]
+    flags += ["--metrics", "fid", "kid", "lpips_alex", "u_ids"]
     figures = run(folder, *flags)["figures"]["all"]
     assert figures["fid"]["value"] == pytest.approx(0, abs=0.01) and figures["fid"]["too few photos"] is True
     assert figures["kid"]["mean"] < 0.001 and figures["kid"]["photos a subset"] == 2
     assert figures["lpips_alex"]["mean"] == 0
-    assert "FID of no more than 2,048 photos is biased" in capsys.readouterr().out
+    assert figures["u_ids"]["too few photos"] is True
+    said = capsys.readouterr().out
+    assert "FID of no more than 2,048 photos is biased" in said and "U-IDS say nothing" in said
+
+
+def test_a_linear_classifier_is_right_on_sets_that_lie_apart_and_guesses_on_alike_ones():
+    drawn = np.random.RandomState(0).standard_normal((2, 200, 8))
+    photos, others = (torch.from_numpy(part) for part in drawn)
+    assert discriminative_scores(photos, photos + 9.0) == (0.0, 0.0)
+    paired, unpaired = discriminative_scores(photos, others)
+    assert 0.3 < paired < 0.6 and 0.3 < unpaired < 0.6
+    half = others + torch.tensor([9.0, 0.0]).repeat(100)[:, None]  # every other completion is told at sight
+    assert 0.1 < discriminative_scores(photos, half)[0] < 0.4
 
 
 @pytest.mark.parametrize(

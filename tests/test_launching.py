@@ -207,7 +207,7 @@ def test_a_failed_run_of_two_ranks_ends_without_an_abort_and_tells_who_failed(en
             from inpaint_dist import cli
             from inpaint_dist.errors import UserError
             from inpaint_dist.launch import LaunchConfig, open_launch
-            from inpaint_dist.trainer import NotFinite
+            from inpaint_dist.faults import NotFinite
 
             def main(words):
                 with open_launch(LaunchConfig(cpu=True)) as launch:

@@ -13,7 +13,7 @@ from inpaint_dist.launch import Launch
 from inpaint_dist.models import PatchDiscriminatorConfig, SeedAutoencoderConfig, UNetConfig
 from inpaint_dist.optimizers import schedule
 from inpaint_dist.recipes import RECIPES
-from inpaint_dist.trainer import NotFinite, Trainer, TrainerConfig
+from inpaint_dist.trainer import Trainer, TrainerConfig
 
 ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
 
@@ -121,39 +121,6 @@ def test_accumulation_counts_a_batch_once_in_the_running_statistics():
     kept = (1 - 0.1) ** 2  # two micro-batches move the statistics twice, not four times
     for a, b in zip(*norms, strict=True):
         assert torch.allclose(b.running_mean, a.running_mean / 0.1 * (1 - kept), atol=1e-5)
-
-
-@pytest.mark.parametrize("where", ["photo", "discriminator"])
-def test_a_loss_that_is_not_finite_stops_the_run_before_any_weight_moves(where: str):
-    trainer = a_trainer()
-    trainer.step(a_batch())
-    before, batch = weights(trainer), a_batch()
-    if where == "photo":
-        batch.image[1, 0, 0, 0] = float("nan")
-    else:
-        trainer.gan.adversarial.generator = lambda fake: fake.mean() * float("inf")  # type: ignore[method-assign]
-    with pytest.raises(NotFinite, match=r"(batch|g/loss) is not finite at step 2 on rank 0"):
-        trainer.step(batch)
-    after = weights(trainer)
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    networks = [n for n in moved if n.startswith(("generator", "ema")) and "running" not in n and "tracked" not in n]
-    assert networks == []
-    if where == "photo":
-        assert not any(n.startswith("discriminator") for n in moved)
-
-
-def test_once_a_fault_is_noted_later_good_steps_move_nothing_either():
-    """On a GPU nobody looks until the next report: the steps between must change nothing."""
-    trainer = a_trainer()
-    trainer.raise_on_fault = lambda: None  # type: ignore[method-assign]
-    bad = a_batch()
-    bad.image[0] = float("inf")
-    trainer.step(bad)
-    before = {name: p.clone() for name, p in trainer.generator.named_parameters()}
-    trainer.step(a_batch(number=1))
-    assert all(torch.equal(before[name], p) for name, p in trainer.generator.named_parameters())
-    with pytest.raises(NotFinite, match="step 1 "):
-        Trainer.raise_on_fault(trainer)
 
 
 def test_a_trainer_restored_from_its_state_goes_on_bit_for_bit():
@@ -320,25 +287,8 @@ def test_every_recipe_steps_in_every_precision_on_a_gpu(recipe: str, precision: 
     batch = Batch(image, (torch.rand(2, 1, 256, 256) > 0.5).float().cuda())
     for _ in range(3):
         values = trainer.read(trainer.step(batch, measure=True))
-    trainer.raise_on_fault()
+    assert trainer.faults.look() == []
     assert all(value == value for value in values.values())
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_fault_moves_no_weight_and_is_named_at_the_next_look():
-    launch = Launch(torch.device("cuda"), rank=0, world=1, precision="bf16", threads=1)
-    networks = (UNetConfig(channels=(4, 8)).build(), PatchDiscriminatorConfig(channels=(4, 8)).build())
-    trainer = Trainer(TrainerConfig(), *networks, RECIPES["unet"].objective, launch, total_steps=9)
-    good = a_batch()
-    good = Batch(good.image.cuda(), good.mask.cuda())
-    trainer.step(good)
-    before = [p.clone() for p in trainer.generator.parameters()]
-    trainer.step(Batch(good.image * float("nan"), good.mask))
-    trainer.step(good)
-    with pytest.raises(NotFinite, match="step 2 "):
-        trainer.raise_on_fault()
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -390,7 +340,7 @@ def test_optimisers_and_average_are_a_handful_of_fused_operations():
     trainer.step(batch)
     names = collect_calls(lambda: trainer.step(batch))
     assert sum("_fused_adam" in name for name in names) == 2
-    assert sum("_foreach_lerp_" in name for name in names) == 1
+    assert sum("_foreach_sub.List" in name for name in names) == 1
 
 
 def a_trainer_in_fp16(**objective: float) -> Trainer:
@@ -400,28 +350,6 @@ def a_trainer_in_fp16(**objective: float) -> Trainer:
     trainer = Trainer(TrainerConfig(), *networks, asked, launch, total_steps=9)
     trainer.step(a_batch())  # scales are made at the first step
     return trainer
-
-
-def test_an_overflow_in_fp16_skips_one_networks_update_and_halves_its_scale_alone():
-    trainer = a_trainer_in_fp16()
-    trainer._scaler_g._scale.fill_(2.0**40)
-    before = [p.clone() for p in trainer.generator.parameters()]
-    judged = [p.clone() for p in trainer.discriminator.parameters()]
-    scale = trainer._scaler_d.get_scale()
-    trainer.step(a_batch(number=1))
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(judged, trainer.discriminator.parameters(), strict=True))
-    assert trainer._scaler_g.get_scale() == 2.0**39
-    assert trainer._scaler_d.get_scale() == scale
-
-
-def test_gradients_that_overflow_fp16_at_any_scale_end_the_run():
-    """Each such step is skipped: the run would go on without a word and learn nothing."""
-    trainer = a_trainer_in_fp16()
-    trainer._scaler_d._scale.fill_(2.0**-10)
-    trainer.optimizer_d.param_groups[0]["params"][0].register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(NotFinite, match="overflow fp16 at any scale"):
-        trainer.step(a_batch(number=1))
 
 
 def test_a_pull_too_small_for_fp16_is_told_all_the_same():

@@ -48,7 +48,8 @@ class DataConfig:
     """Mirror photo and mask with probability 1/2."""
     mask_source: str = "paired"
     """paired: a mask stored with the photo; pool: one of any training sample, drawn anew each epoch; or a family drawn
-    on the fly, such as lama-train. Several by weight: paired:1,lama-train:3."""
+    on the fly, such as lama-train: whatever --family of tools/make_masks.py takes. Several by weight:
+    1*paired+3*lama-train."""
     size: int | None = None
     """Pixels of a side that photos and masks of others' tars are fitted to (short side, then the centre); None: 256.
     The index of our own shards says it."""
@@ -76,8 +77,8 @@ class DataConfig:
             raise UsageError(f"--max-bad-samples {self.max_bad_samples}: give 0 or more")
         try:
             read_mixture(self.mask_source)
-        except ValueError as error:
-            raise UsageError(f"--mask-source {self.mask_source}: {error}") from None
+        except UserError as error:
+            raise UsageError(f"--mask-source {self.mask_source}: choose paired, pool or a family. {error}") from None
 
     def per_process(self, world: int, parts: int) -> int:
         """Images a process and step, for `world` processes of `parts` micro-batches each.

@@ -7,7 +7,7 @@ what they are multiplied by. Randomness comes from `rng.random()` alone, whose s
 import math
 import random
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,6 +168,25 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ellipses:
+    """Filled ellipses, turned any way, whose centres lie inside the picture."""
+
+    count: tuple[int, int]
+    """Fewest and most ellipses."""
+    axis: tuple[int, int]
+    """Shortest and longest axis in pixels, from edge to edge; both axes are drawn apart."""
+
+    def draw(self, canvas: MaskArray, rng: random.Random, scale: float) -> None:
+        """Add the ellipses to the canvas, in place."""
+        uniform = rng.random
+        height, width = canvas.shape
+        for _ in range(_between(uniform(), self.count)):
+            centre = int(uniform() * width), int(uniform() * height)
+            axes = tuple(int(_between(uniform(), self.axis) * scale / 2) or 1 for _ in range(2))
+            cv2.ellipse(canvas, centre, axes, int(uniform() * 180), 0, 360, 255, cv2.FILLED)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Center:
     """Context Encoder's hole: the block in the middle (arXiv:1604.07379)."""
 
@@ -182,8 +201,13 @@ class Center:
         canvas[y : y + hole_height, x : x + hole_width] = 255
 
 
-Mark: TypeAlias = Strokes | Boxes | Patches | Walks | Box | Center
-"""Whatever a family is made of: a config that draws itself on a canvas, in place."""
+@runtime_checkable
+class Mark(Protocol):
+    """Whatever a family is made of: a config that draws itself on a canvas, in place."""
+
+    def draw(self, canvas: MaskArray, rng: random.Random, scale: float) -> None:
+        """Add to the canvas, in place."""
+        ...
 
 
 def _between(share: float, limits: tuple[int, int]) -> int:

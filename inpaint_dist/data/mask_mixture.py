@@ -1,11 +1,16 @@
 """Where a draw's mask comes from: one source, or several by weight. No torch."""
 
+import re
 from dataclasses import dataclass
 from itertools import accumulate
 
-from inpaint_dist.data.masks import FAMILIES
+from inpaint_dist.data.mask_families import find_family
+from inpaint_dist.errors import UserError
 
-SOURCES = ("paired", "pool", *FAMILIES)
+STORED = ("paired", "pool")
+"""Sources whose masks are stored in the shards; any other is a family."""
+
+_WEIGHTED = re.compile(r"(?:(\d+(?:\.\d*)?|\.\d+)\*)?(.+)")
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class MaskMixture:
     @property
     def stored(self) -> bool:
         """Whether a draw may need a mask of the shards."""
-        return not all(name in FAMILIES for name in self.names)
+        return any(name in STORED for name in self.names)
 
     def choose(self, bits: int) -> str:
         """The source for a random whole number of 64 bits."""
@@ -29,26 +34,29 @@ class MaskMixture:
 
 
 def read_mixture(text: str) -> MaskMixture:
-    """`lama-train`, or sources with weights: `paired:1,lama-train:3`.
+    """`paired`, a family, or stored masks among families by weight: `1*paired+3*lama-train`.
+
+    A mixture of families alone is a family itself, and one source.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        UserError: saying what is wrong with it.
     """
-    parts = [part.strip().partition(":") for part in text.split(",")]
-    names = tuple(name.strip() for name, _, _ in parts)
+    matches = [_WEIGHTED.fullmatch(part) for part in text.split("+")]
+    parts = [(match[2], float(match[1] or 1)) for match in matches if match is not None]
+    if not any(name in STORED for name, _ in parts):
+        find_family(text)
+        return MaskMixture((text,), (1_000_000,))
+    if len(parts) < len(matches):
+        raise UserError("a name is missing beside a +, as in 1*paired+3*lama-train.")
+    names = tuple(name for name, _ in parts)
     for name in names:
-        if name not in SOURCES:
-            raise ValueError(f"choose paired, pool or one of {', '.join(FAMILIES)}, not {name!r}")
+        if name not in STORED:
+            find_family(name)
     if len(set(names)) != len(names):
-        raise ValueError("a source is there twice")
-    try:
-        weights = [float(weight) if colon else 1.0 for _, colon, weight in parts]
-    except ValueError:
-        raise ValueError("a weight is a number, as in paired:1,lama-train:3") from None
-    if not all(0 < weight < 1e9 for weight in weights):
-        raise ValueError("a weight is more than 0")
-    ends = [round(1e6 * end / sum(weights)) for end in accumulate(weights)]
-    shares = tuple(end - before for before, end in zip([0, *ends], ends, strict=False))
+        raise UserError("a source is there twice.")
+    ends = list(accumulate(weight for _, weight in parts))
+    places = [round(1e6 * end / ends[-1]) if ends[-1] else 0 for end in ends]
+    shares = tuple(end - before for before, end in zip([0, *places], places, strict=False))
     if not all(shares):
-        raise ValueError("a weight is less than a millionth of the others")
+        raise UserError("a weight is 0, or less than a millionth of the others.")
     return MaskMixture(names, shares)

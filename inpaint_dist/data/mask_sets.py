@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inpaint_dist.data.masks import (
-    FAMILIES,
     LARGEST_SIDE,
     SMALLEST_SIDE,
     check_hole_ratio,
@@ -49,7 +48,9 @@ class MaskSetConfig:
     size: int = 256
     """Width and height in pixels."""
     family: str = "lama-train"
-    """Law of the holes: lama-train, lama-thin, lama-medium, lama-thick, mat-small, mat-large, deepfill or center."""
+    """Law of the holes: lama-train, lama-thin, lama-medium, lama-thick, mat-small, mat-large, deepfill or center. Or
+    boxes, strokes or ellipses, also with one's own parameters, as ellipses:count=1-5,axis=20-90; objects:FOLDER of
+    segmentations (white = object); or a mixture by weight, as 3*lama-train+1*objects:FOLDER."""
     seed: int = 0
     """Another seed gives other masks."""
     hole_ratio: tuple[float, float] | None = None
@@ -193,7 +194,7 @@ def _read_settings(out: Path) -> dict[str, Any] | None:
 
 def _settings(config: MaskSetConfig) -> dict[str, Any]:
     """What decides the folder's bytes, as JSON reads it back: all but where it is and who draws."""
-    settings = asdict(config) | {"law": repr(FAMILIES[config.family])}
+    settings = asdict(config) | {"law": repr(find_family(config.family))}
     return json.loads(json.dumps({key: value for key, value in settings.items() if key not in ("out", "workers")}))
 
 

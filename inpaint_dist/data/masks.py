@@ -1,4 +1,4 @@
-"""Mask families: named laws that draw random holes, as the field's papers train and score on them.
+"""Drawing masks: any family's law (mask_families.py), within limits of the hole.
 
 `draw_mask("lama-train", 256, 256, mask_rng(seed, epoch, sample))` is a pure function of its arguments: the same hole on
 every machine, Python and worker. A mask is uint8 (H, W), 255 = hole, 0 = known.
@@ -7,28 +7,38 @@ Pixel numbers are those published for 256x256 and grow with the shorter side (x2
 same share of the picture at every size. LaMa's own 512 sets double theirs roughly; MAT keeps its 12-48 px brush at 512
 and draws more marks instead, which covers as much (0.42 against 0.42 of the picture).
 
-A new family is one entry of FAMILIES. numpy and OpenCV only, for worker processes start with this module.
+numpy and OpenCV only, for worker processes start with this module.
 """
 
-import difflib
 import functools
 import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from inpaint_dist.data.marks import Box, Boxes, Center, Mark, MaskArray, Patches, Strokes, Walks
+from inpaint_dist.data.marks import MaskArray
+from inpaint_dist.data.mask_families import BASE_SIDE, FAMILIES, MaskFamily, find_family
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.errors import UserError
 
-BASE_SIDE = 256
-"""The side in pixels at which the laws' numbers are published."""
+__all__ = [
+    "FAMILIES",
+    "LARGEST_SIDE",
+    "REACH_DRAWS",
+    "SMALLEST_SIDE",
+    "TRIES",
+    "Drawn",
+    "MaskFamily",
+    "check_hole_ratio",
+    "draw_mask",
+    "draw_within",
+    "find_family",
+    "mask_rng",
+]
 
 SMALLEST_SIDE, LARGEST_SIDE = 8, 16384
 """Sides that can be drawn: below, a law has no room for its marks; above, OpenCV's line coordinates end."""
@@ -38,70 +48,6 @@ TRIES = 64
 
 REACH_DRAWS = 500
 """Masks of a family that are drawn to learn which hole ratios it can be asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskFamily:
-    """A law of masks: the marks that are drawn over one another, or another set of marks now and then."""
-
-    marks: tuple[Mark, ...]
-    """Drawn in this order on an empty canvas."""
-    or_marks: tuple[Mark, ...] = ()
-    """Drawn in place of `marks`, with the chance `or_chance`."""
-    or_chance: float = 0.0
-    """How often `or_marks` take the place of `marks`, 0..1."""
-    largest: float = 1.0
-    """A mask whose hole is a larger share of the picture is drawn anew."""
-
-    def draw(self, height: int, width: int, rng: random.Random) -> MaskArray:
-        """One mask by the law alone; it may be empty or larger than `largest`."""
-        canvas = np.zeros((height, width), np.uint8)
-        scale = min(height, width) / BASE_SIDE
-        for mark in self.or_marks if self.or_chance and rng.random() < self.or_chance else self.marks:
-            mark.draw(canvas, rng, scale)
-        return canvas
-
-
-# LaMa passes its max_times on with one added: "1 to 5 strokes" are 1 to 6. Its configs weigh boxes against strokes.
-# MAT's counts are those of its 256 px laws.
-FAMILIES: Mapping[str, MaskFamily] = {
-    "lama-train": MaskFamily(
-        marks=(Strokes(count=(1, 6), max_len=200, max_width=100),),
-        or_marks=(Boxes(count=(1, 4), side=(30, 150), margin=10),),
-        or_chance=1 / 2,
-    ),
-    "lama-thin": MaskFamily(marks=(Strokes(count=(4, 51), max_len=40, max_width=10),), largest=0.5),
-    "lama-medium": MaskFamily(
-        marks=(Strokes(count=(4, 6), max_len=100, max_width=50),),
-        or_marks=(Boxes(count=(1, 5), side=(10, 50), margin=0),),
-        or_chance=0.3 / 1.3,
-    ),
-    "lama-thick": MaskFamily(
-        marks=(Strokes(count=(1, 6), max_len=200, max_width=100),),
-        or_marks=(Boxes(count=(1, 3), side=(30, 150), margin=10),),
-        or_chance=0.3 / 1.3,
-    ),
-    "mat-small": MaskFamily(
-        marks=(
-            Patches(most=1, share=1 / 2),
-            Patches(most=1, share=1.0),
-            Walks(count=(0, 2), vertices=(4, 17), width=(12, 48)),
-        )
-    ),
-    "mat-large": MaskFamily(
-        marks=(
-            Patches(most=3, share=1 / 2),
-            Patches(most=1, share=1.0),
-            Walks(count=(0, 7), vertices=(4, 17), width=(12, 48)),
-        )
-    ),
-    "deepfill": MaskFamily(
-        marks=(Box(side=128, cut=16), Walks(count=(1, 3), vertices=(4, 11), width=(12, 40))),
-    ),
-    "center": MaskFamily(marks=(Center(),)),
-}
-"""Name → law. Published as LaMa's training mix and its three evaluation sets, MAT's small and large free form,
-DeepFillv2's training masks, and Context Encoder's central block."""
 
 
 class Drawn(NamedTuple):
@@ -135,7 +81,7 @@ def draw_mask(
     """Draw one mask of a family: uint8 (height, width), 255 = hole, never empty and never everything.
 
     Args:
-        family: a name of FAMILIES.
+        family: a name of FAMILIES, one with parameters, or a mixture (`find_family`).
         height: rows, 8 to 16384.
         width: columns, 8 to 16384.
         rng: where the randomness comes from; `mask_rng` makes one.
@@ -177,19 +123,6 @@ def draw_within(
         return Drawn(mask, hole / pixels, adjusted=False)
     target = least if hole < least else most
     return Drawn(_resize_hole(mask, target), target / pixels, adjusted=True)
-
-
-def find_family(name: str) -> MaskFamily:
-    """The family of this name.
-
-    Raises:
-        UserError: there is none; the message lists them all and the one that may have been meant.
-    """
-    if name in FAMILIES:
-        return FAMILIES[name]
-    close = difflib.get_close_matches(name.lower().replace("_", "-"), FAMILIES, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise UserError(f"No mask family is called {name!r}.{hint} --family takes one of: {', '.join(FAMILIES)}.")
 
 
 def check_hole_ratio(family: str, height: int, width: int, hole_ratio: tuple[float, float] | None) -> None:

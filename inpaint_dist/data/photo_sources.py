@@ -6,6 +6,7 @@ Nothing is unpacked: a member of an archive is read where it lies. Names inside 
 import glob
 import os
 import re
+import stat
 import unicodedata
 import zipfile
 import zlib
@@ -14,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 from inpaint_dist.data.headers import JPEG_SIGNATURE, PNG_SIGNATURE
 from inpaint_dist.data.photos import PhotoError
+from inpaint_dist.data.shards import KEY
+from inpaint_dist.data.source_table import Source, Sources
 from inpaint_dist.errors import UserError
 
 _DECODED = "jpg|jpeg|jpe|jfif|png|bmp|dib|gif|webp|tif|tiff|jp2|avif|ppm|pgm|pbm|pnm"
@@ -38,26 +40,11 @@ _JUNK = frozenset({"__MACOSX", "Thumbs.db"})
 _READ_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError)
 
 
-class Source(NamedTuple):
-    """One picture that was found, not read yet."""
-
-    path: str
-    """Relative to the place that was given, `/` between its parts: what the key is made from."""
-    name: str
-    """What shards and messages call it, without anything of this machine: the path, in an archive `a.zip:member`."""
-    file: str
-    """The file on disk, or the archive."""
-    member: str
-    """The name within the archive; empty for a file."""
-    size: int
-    """Bytes."""
-
-
 @dataclass(kw_only=True)
 class Found:
     """What lies at the places that were given."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: Sources = field(default_factory=Sources)
     """Pictures, sorted by path within each place."""
     refused: list[tuple[str, str]] = field(default_factory=list)
     """Names of members that are not touched, and why."""
@@ -76,12 +63,14 @@ def find_photos(places: Sequence[str], what: str) -> Found:
         UserError: a place that does not exist or holds no picture.
     """
     found, seen = Found(), set[tuple[str, str]]()
+    once = len(places) == 1 and Path(places[0]).is_dir()  # one folder's walk meets no name twice: nothing to remember
     for place in places:
         some = False
         for source in _look(os.path.expanduser(place), found, what):  # noqa: PTH111 - a glob is no Path
             some = True
-            if (source.file, source.member) not in seen:
-                seen.add((source.file, source.member))
+            if once or (source.file, source.member) not in seen:
+                if not once:
+                    seen.add((source.file, source.member))
                 found.sources.append(source)
         if not some:
             raise UserError(f"{what} {place}: no picture there{_instead(found)}")
@@ -104,7 +93,7 @@ def _look(place: str, found: Found, what: str) -> Iterator[Source]:
     elif path.is_file() and path.suffix.lower() == ".zip":
         yield from _in_zip(path, "", found, what)
     elif path.is_file():
-        yield from _single(path, path.parent, found)
+        yield from _single(str(path), _Root(path.parent, path.parent), path.name, found)
     elif in_zip and Path(in_zip[1]).is_file():
         yield from _in_zip(Path(in_zip[1]), in_zip[2].strip("/"), found, what)
     elif glob.has_magic(place):
@@ -124,7 +113,7 @@ def _in_glob(pattern: str, found: Found, what: str) -> Iterator[Source]:
         elif path.suffix.lower() == ".zip":
             yield from _in_zip(path, "", found, what)
         else:
-            yield from _single(path, root, found)
+            yield from _single(str(path), _Root(path.parent, root), path.name, found)
 
 
 def _in_folder(folder: Path, root: Path, found: Found) -> Iterator[Source]:
@@ -137,29 +126,41 @@ def _in_folder(folder: Path, root: Path, found: Found) -> Iterator[Source]:
             continue
         walked.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not _is_junk(name))
+        here = _Root(Path(at), root)
         for name in sorted(files):
-            yield from _single(Path(at, name), root, found)
+            yield from _single(f"{at}{os.sep}{name}", here, name, found)
 
 
-def _single(path: Path, root: Path, found: Found) -> Iterator[Source]:
-    if _is_junk(path.name):
+class _Root:
+    """What the files of one folder have in common, found out once: a million of them take a minute otherwise."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        inside = folder.relative_to(root).as_posix()
+        self.before = "" if inside == "." else f"{inside}/"
+        """What stands before a file's name in its path."""
+        self.file = os.path.join(os.path.abspath(root), self.before)  # noqa: PTH100, PTH118 - resolve() loses links
+        """What stands before a file's name on disk."""
+
+
+def _single(path: str, here: _Root, name: str, found: Found) -> Iterator[Source]:
+    if _is_junk(name):
         return
-    relative = path.relative_to(root).as_posix()
+    relative, known = here.before + name, _extension(name) in EXTENSIONS
     try:
-        size = path.stat().st_size
-        is_picture = path.is_file() and (_extension(path.name) in EXTENSIONS or _sniff(path))
+        status = os.stat(path)  # noqa: PTH116 - no Path is made for each of a million
+        is_picture = stat.S_ISREG(status.st_mode) and (known or _sniff(path))
     except OSError as error:  # a link to nowhere, a file that may not be read
-        if _extension(path.name) in EXTENSIONS:
+        if known:
             found.refused.append((relative, f"cannot be read ({error.strerror})"))
         return
     if is_picture:
-        yield Source(relative, relative, os.path.abspath(path), "", size)  # noqa: PTH100 - resolve() would lose links
+        yield Source(relative, relative, here.file + name, "", status.st_size)
     else:
-        found.ignored[f"*{path.suffix.lower()}"] += 1
+        found.ignored[f"*{Path(name).suffix.lower()}"] += 1
 
 
-def _sniff(path: Path) -> bool:
-    with path.open("rb") as file:
+def _sniff(path: str) -> bool:
+    with Path(path).open("rb") as file:
         return _is_picture(file.read(16))
 
 
@@ -264,7 +265,9 @@ def key_of(path: str) -> str:
     `/` becomes `__`, a character beyond ASCII its code point (`u00e9`), any other `_`; beyond 72 characters the tail
     becomes a hash.
     """
-    plain = "".join(map(_in_key, unicodedata.normalize("NFC", stem(path))))
+    plain = stem(path).replace("/", "__")
+    if not KEY.fullmatch(plain):
+        plain = "".join(map(_in_key, unicodedata.normalize("NFC", stem(path))))
     if len(plain) <= MAX_KEY:
         return plain
     return f"{plain[: MAX_KEY - 17]}-{sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"

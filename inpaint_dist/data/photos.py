@@ -1,4 +1,4 @@
-"""Decoding any photo or mask to the package's own form, and fitting it to a square.
+"""Decoding any photo or mask to the package's own form, and fitting it to a square, by a crop or by borders.
 
 An image is uint8 RGB (H, W, 3), upright; a mask is uint8 (H, W) of 0 and 255, 255 = hole. Alpha is composited over
 white (what lies under a transparent pixel is garbage), sixteen bits become eight, an animation gives its first frame,
@@ -6,6 +6,7 @@ colour profiles are not applied. JPEGs go through simplejpeg, everything else th
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -113,8 +114,7 @@ def fit_photo(image: Pixels, size: int) -> Pixels:
     square = centre_square(image)
     if square.shape[0] == size:
         return np.ascontiguousarray(square)
-    reduces = square.shape[0] > size
-    return _resize(square, size, cv2.INTER_AREA if reduces else cv2.INTER_CUBIC)
+    return _resize(square, (size, size), _by_need(square.shape[0], size))
 
 
 def fit_mask(mask: Pixels, size: int) -> Pixels:
@@ -122,7 +122,46 @@ def fit_mask(mask: Pixels, size: int) -> Pixels:
     square = centre_square(mask)
     if square.shape[0] == size:
         return np.ascontiguousarray(square)
-    return _resize(square, size, cv2.INTER_NEAREST_EXACT)
+    return _resize(square, (size, size), cv2.INTER_NEAREST_EXACT)
+
+
+class Box(NamedTuple):
+    """Where in a square picture a padded photo lies, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Rows and columns of the photo."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def padded_box(height: int, width: int, size: int) -> Box:
+    """Where a picture of these sides lies in a square of `size` when its long side is brought to `size`, centred."""
+    long = max(height, width)
+    fitted_height, fitted_width = (max(1, (2 * side * size + long) // (2 * long)) for side in (height, width))
+    return Box((size - fitted_width) // 2, (size - fitted_height) // 2, fitted_width, fitted_height)
+
+
+def pad_photo(image: Pixels, size: int, box: Box) -> Pixels:
+    """Bring a photo into a box of a black square: (H, W, 3) → (size, size, 3).
+
+    The borders are not the photo mirrored: that would show what is in a hole at the photo's edge a second time, outside
+    of it.
+    """
+    square = np.zeros((size, size, 3), np.uint8)
+    square[box.inside] = _resize(image, (box.width, box.height), _by_need(max(image.shape[:2]), size))
+    return square
+
+
+def pad_mask(mask: Pixels, size: int, box: Box) -> Pixels:
+    """The geometry of `pad_photo` by nearest neighbour, for masks: (H, W) → (size, size); the borders are known."""
+    square = np.zeros((size, size), np.uint8)
+    square[box.inside] = _resize(mask, (box.width, box.height), cv2.INTER_NEAREST_EXACT)
+    return square
 
 
 def centre_square(image: Pixels) -> Pixels:
@@ -133,8 +172,16 @@ def centre_square(image: Pixels) -> Pixels:
     return image[top : top + side, left : left + side]
 
 
-def _resize(image: Pixels, size: int, interpolation: int) -> Pixels:
-    return np.asarray(cv2.resize(image, (size, size), interpolation=interpolation), np.uint8)
+def _by_need(side: int, wanted: int) -> int:
+    """How photos are resized: averages over areas to reduce, bicubic to enlarge."""
+    return cv2.INTER_AREA if side > wanted else cv2.INTER_CUBIC
+
+
+def _resize(image: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
+    """Bring a picture to a width and a height."""
+    if image.shape[1::-1] == size:
+        return image
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
 
 
 def jpeg_header(data: bytes, name: str) -> tuple[int, int, str]:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from inpaint_dist.chance import mix
 from inpaint_dist.data.bad_samples import BadSample, SampleError
-from inpaint_dist.data.mask_mixture import read_mixture
-from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
+from inpaint_dist.data.mask_mixture import STORED, read_mixture
+from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import Draw
 from inpaint_dist.data.photos import claimed_size, decode_photo
 from inpaint_dist.data.shards import ShardIndex, ShardReader, decode_packed_mask, mask_extension
@@ -110,7 +110,7 @@ class SampleDecoder:
     def mask(self, draw: Draw, out: NDArray[np.uint8]) -> None:
         """Bring the mask of a draw, (size, ceil(size / 8)) packed bits, into `out`."""
         source = self._source(draw)
-        if source in FAMILIES:
+        if source not in STORED:
             size = self.index.size
             rng = mask_rng(source, size, self.seed, draw.epoch, draw.index)
             out[:] = np.packbits(draw_mask(source, size, size, rng), axis=1)
@@ -162,7 +162,7 @@ class SampleDecoder:
         try:
             self.mask(draw, bits)
             try:
-                if self._source(draw) not in FAMILIES:
+                if self._source(draw) in STORED:
                     self._refuse_constant(bits[None])
             except UserError as error:
                 raise UserError(f"{self._name(sample)}: {error}") from None

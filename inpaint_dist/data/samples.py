@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import simplejpeg
 
 from inpaint_dist.data.headers import JPEG_SIGNATURE, exif_orientation, jpeg_without_metadata
-from inpaint_dist.data.photo_sources import PhotoReader, Source
+from inpaint_dist.data.photo_sources import PhotoReader
 from inpaint_dist.data.photos import (
+    Box,
     PhotoError,
     Pixels,
     decode_mask,
@@ -20,13 +21,20 @@ from inpaint_dist.data.photos import (
     fit_mask,
     fit_photo,
     jpeg_header,
+    pad_mask,
+    pad_photo,
+    padded_box,
     turn_mask,
 )
-from inpaint_dist.data.shards import PHOTO_EXTENSION, encode_mask, mask_extension
+from inpaint_dist.data.shards import PHOTO_EXTENSION, decode_packed_mask, encode_mask, mask_extension
+from inpaint_dist.data.source_table import Source
 
 _CACHED_MASKS = 20_000  # of about a kilobyte each
 _DRAWS = 64
 _TURNED = 5  # from this EXIF orientation on, width and height change places
+
+
+Fit: TypeAlias = Literal["crop", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,8 @@ class SampleSettings:
 
     size: int
     """Pixels of a side."""
+    fit: Fit
+    """How a photo becomes a square."""
     quality: int
     """JPEG quality of photos that are encoded anew."""
     keep_metadata: bool
@@ -97,45 +107,56 @@ class SampleMaker:
         data = self._reader.read(item.source)
         photo = self._photo(data, item.source.name)
         own = item.masks
-        chosen = self._draw(item.key) if own is None else self._own_masks(own, photo, item.source.name)
+        box = self._box(photo.size)
+        chosen = self._draw(item.key, box) if own is None else self._own_masks(own, photo, box, item.source.name)
         digest = sha256(data).hexdigest()
         width, height = photo.size
-        facts = {
+        facts: dict[str, Any] = {
             "source": item.source.name,
             "width": width,
             "height": height,
             "sha256": digest,
             "masks": [name for name, _ in chosen],
         }
+        if self.settings.fit == "pad":
+            facts["box"] = list(box)
         members = {PHOTO_EXTENSION: photo.jpeg}
         members |= {mask_extension(k): png for k, (_, png) in enumerate(chosen)}
         members["json"] = json.dumps(facts, separators=(",", ":")).encode()
-        return Sample(members, digest, photo.copied, min(width, height) < self.settings.size)
+        return Sample(members, digest, photo.copied, max(box.width / width, box.height / height) > 1)
+
+    def _box(self, size: tuple[int, int]) -> Box:
+        """What of the square is photo, where the upright photo has this width and height."""
+        side = self.settings.size
+        return Box(0, 0, side, side) if self.settings.fit == "crop" else padded_box(size[1], size[0], side)
 
     def _photo(self, data: bytes, name: str) -> _Photo:
         size, orientation = self.settings.size, exif_orientation(data)
         if not data.startswith(JPEG_SIGNATURE):
             image = decode_photo(data, name)
-            return _Photo(self._encode(image), image.shape[1::-1], orientation, copied=False)
+            size_upright = image.shape[1], image.shape[0]
+            return _Photo(self._encode(image, self._box(size_upright)), size_upright, orientation, copied=False)
         height, width, colours = jpeg_header(data, name)
         if (height, width, colours, orientation) == (size, size, "YCbCr", 1):
             kept = data if self.settings.keep_metadata else _stripped(data, name)
             decode_photo(kept, name)  # a copy nobody looked at could be cut short
             return _Photo(kept, (width, height), orientation, copied=True)
-        image = decode_photo(data, name, at_least=2 * size)
         size_upright = (height, width) if orientation >= _TURNED else (width, height)
-        return _Photo(self._encode(image), size_upright, orientation, copied=False)
+        box = self._box(size_upright)
+        image = decode_photo(data, name, at_least=2 * min(box.width, box.height))
+        return _Photo(self._encode(image, box), size_upright, orientation, copied=False)
 
-    def _encode(self, image: Pixels) -> bytes:
+    def _encode(self, image: Pixels, box: Box) -> bytes:
         """4:2:0 as cameras write it: it decodes 1.6 times as fast as 4:4:4."""
-        fitted = fit_photo(image, self.settings.size)
+        side = self.settings.size
+        fitted = fit_photo(image, side) if self.settings.fit == "crop" else pad_photo(image, side, box)
         return simplejpeg.encode_jpeg(fitted, quality=self.settings.quality, colorsubsampling="420")
 
-    def _draw(self, key: str) -> list[tuple[str, bytes]]:
+    def _draw(self, key: str, box: Box) -> list[tuple[str, bytes]]:
         """Masks of the pool by the photo's key alone, each at most once; those that cannot be used are passed over."""
         chosen: dict[int, bytes] = {}
         for number in _drawn_numbers(key, len(self.masks)):
-            png = self._pooled(number)
+            png = self._within(self._pooled(number), box)
             if png is not None:
                 chosen[number] = png
             if len(chosen) == self.settings.masks_per_photo:
@@ -144,23 +165,37 @@ class SampleMaker:
             raise PhotoError("--masks", "no mask of the pool can be used")
         return [(self.masks[number].name, png) for number, png in chosen.items()]
 
+    def _within(self, png: bytes | None, box: Box) -> bytes | None:
+        """A mask less its holes in the borders; None where none is left, or nothing but hole."""
+        if png is None or box.width == box.height:
+            return png
+        bits, width = decode_packed_mask(png, "a mask of the pool")
+        mask = np.zeros((width, width), np.uint8)
+        mask[box.inside] = np.unpackbits(bits, axis=1, count=width)[box.inside]
+        holes = np.count_nonzero(mask)
+        usable = holes and (holes < box.width * box.height or self.settings.allow_large_holes)
+        return encode_mask(mask) if usable else None
+
     def _pool_mask(self, number: int) -> bytes | None:
         source = self.masks[number]
         try:
             mask = self.read_mask(number)
-            return encode_mask(self._checked(fit_mask(mask, self.settings.size), source.name))
+            square = fit_mask(mask, self.settings.size)
+            return encode_mask(self._checked(square, square.size, source.name))
         except PhotoError as error:
             self.bad_masks[source.name] = error.reason
             return None
 
-    def _own_masks(self, numbers: tuple[int, ...], photo: _Photo, name: str) -> list[tuple[str, bytes]]:
+    def _own_masks(self, numbers: tuple[int, ...], photo: _Photo, box: Box, name: str) -> list[tuple[str, bytes]]:
         if not numbers:
             raise PhotoError(name, "no mask has its name")
         chosen: list[tuple[str, bytes]] = []
         for number in numbers[: self.settings.masks_per_photo]:
             source = self.masks[number]
             mask = turn_mask(self.read_mask(number), photo.orientation, photo.size, source.name)
-            fitted = self._checked(fit_mask(mask, self.settings.size), source.name)
+            side, crops = self.settings.size, self.settings.fit == "crop"
+            fitted = fit_mask(mask, side) if crops else pad_mask(mask, side, box)
+            fitted = self._checked(fitted, box.width * box.height, source.name)
             chosen.append((source.name, encode_mask(fitted)))
         return chosen
 
@@ -170,12 +205,13 @@ class SampleMaker:
         mask = decode_mask(self._reader.read(source), source.name)
         return 255 - mask if self.settings.invert_masks else mask
 
-    def _checked(self, mask: Pixels, name: str) -> Pixels:
-        holes = np.count_nonzero(mask)
+    def _checked(self, mask: Pixels, photo: int, name: str) -> Pixels:
+        """A mask, if there is a hole in it and something known in the photo's pixels, of which there are `photo`."""
+        holes, where = np.count_nonzero(mask), "crop" if self.settings.fit == "crop" else "photo"
         if holes == 0:
-            raise PhotoError(name, "the mask has no hole within the crop")
-        if holes == mask.size and not self.settings.allow_large_holes:
-            raise PhotoError(name, "the mask is all hole within the crop")
+            raise PhotoError(name, f"the mask has no hole within the {where}")
+        if holes == photo and not self.settings.allow_large_holes:
+            raise PhotoError(name, f"the mask is all hole within the {where}")
         return mask
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ class ShardWriter:
         self._offset = 0
         self._hash = hashlib.sha256()
         self._ending = ExitStack()
-        part = self._ending.enter_context(written_whole(path))
+        part = self._ending.enter_context(written_whole(path, apart=True))
         self._file = self._ending.enter_context(part.open("wb"))
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
@@ -88,17 +88,21 @@ def write_index(
     records: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write index.json whole or not at all: last of all files, so that where it is the shards are complete."""
-    splits = {
-        split: {
-            "shards": sum(record["name"].startswith(f"{split}-") for record in records),
-            "samples": sum(record["samples"] for record in records if record["name"].startswith(f"{split}-")),
-        }
-        for split in SPLITS
+    counts = {
+        split: [record["samples"] for record in records if record["name"].startswith(f"{split}-")] for split in SPLITS
     }
+    splits = {split: {"shards": len(some), "samples": sum(some)} for split, some in counts.items()}
     head = {"format": FORMAT, "size": size, "splits": splits, "settings": settings, "made_with": made_with}
-    lines = ",\n".join(compact_json(record) for record in records)  # a line for each shard: readers go line by line
-    with written_whole(folder / INDEX_NAME) as part:
-        part.write_text(f'{compact_json(head)[:-1]},"shards":[\n{lines}\n]}}\n')
+    write_index_lines(folder, head, map(compact_json, records))
+
+
+def write_index_lines(folder: Path, head: Mapping[str, Any], lines: Iterable[str]) -> None:
+    """`write_index` from what stands before the shards and their lines, of which one is in memory at a time."""
+    with written_whole(folder / INDEX_NAME) as part, part.open("w", encoding="utf-8") as file:
+        file.write(f'{compact_json(head)[:-1]},"shards":[\n')
+        for number, line in enumerate(lines):  # a line for each shard: readers go line by line
+            file.write(f",\n{line}" if number else line)
+        file.write("\n]}\n")
 
 
 def compact_json(value: object) -> str:

@@ -5,14 +5,10 @@ the workers. Until the index is written, OUT/.unfinished holds the settings and 
 same command goes on from there, and no other may.
 """
 
-import json
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import file_digest
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import simplejpeg
@@ -21,59 +17,27 @@ from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.photos import PhotoError
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.data.samples import SampleMaker
-from inpaint_dist.data.shard_writer import compact_json, write_index
-from inpaint_dist.data.sharding_plan import Plan, ShardingConfig, make_plan
-from inpaint_dist.data.sharding_workers import Job, JobResult, run_jobs
-from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, SPLITS, UNFINISHED, ShardError, ShardIndex, shard_name
+from inpaint_dist.data.shard_writer import compact_json, write_index_lines
+from inpaint_dist.data.sharding_cluster import run_on_cluster
+from inpaint_dist.data.sharding_plan import Items, Plan, ShardingConfig, make_plan
+from inpaint_dist.data.sharding_report import REJECTED_NAME, PartReport, ShardingReport, Total, notes_on
+from inpaint_dist.data.sharding_state import PartOf, Unfinished, refuse_others
+from inpaint_dist.data.sharding_workers import Job, run_jobs
+from inpaint_dist.data.shards import FORMAT, INDEX_NAME, SPLITS, ShardError, ShardIndex, shard_name
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.host import PART, alone_in, usable_cores, written_whole
+from inpaint_dist.host import alone_in, usable_cores, written_whole
 
-__all__ = ["ShardingConfig", "ShardingReport", "make_shards"]
+__all__ = ["PartReport", "ShardingConfig", "ShardingReport", "make_shards"]
 
-REJECTED_NAME = "rejected.jsonl"
+MADE_WITH = {"opencv": cv2.__version__, "simplejpeg": simplejpeg.__version__}
+"""The libraries whose versions decide the bytes."""
+
 LARGEST_MEAN_HOLE = 0.6
 
 _PROBED_MASKS = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardingReport:
-    """What make_shards did."""
-
-    out: Path
-    """The folder of shards."""
-    train: int
-    """Samples of the train split."""
-    val: int
-    """Samples of the val split."""
-    shards: int
-    """Tars."""
-    bytes: int
-    """Bytes of all tars."""
-    rejected: int
-    """Photos left out; rejected.jsonl names each."""
-    copied: int
-    """Photos whose JPEG bytes were copied."""
-    enlarged: int
-    """Photos that were smaller than the size."""
-    seconds: float
-    """Wall time."""
-    notes: tuple[str, ...]
-    """What the user should know."""
-
-    def lines(self) -> list[str]:
-        """The report in words."""
-        made = f"{self.out}: {self.train} train and {self.val} val samples in {self.shards} shards"
-        rate = (self.train + self.val + self.rejected) / max(self.seconds, 1e-9)
-        lines = [f"{made}, {self.bytes / 1e6:.1f} MB, in {self.seconds:.1f} s ({rate:.0f} photos/s)"]
-        if self.copied:
-            lines.append(f"{self.copied} photos were JPEGs of this size already: their bytes were copied")
-        if self.rejected:
-            lines.append(f"{self.rejected} photos were left out: {self.out / REJECTED_NAME} says why")
-        return lines + [f"note: {note}" for note in self.notes]
-
-
-def make_shards(config: ShardingConfig) -> ShardingReport:
+def make_shards(config: ShardingConfig) -> ShardingReport | PartReport:
     """Make shards of photos and masks; the same command after a kill goes on where it stopped.
 
     What is there already is known by the settings and by names and sizes in bytes of photos and masks, not by their
@@ -85,23 +49,75 @@ def make_shards(config: ShardingConfig) -> ShardingReport:
     start = time.monotonic()
     plan = make_plan(config)
     _check_holes(config, plan)
+    taken = UserError(f"--out {config.out}: another make_shards is writing there")
+    state = Unfinished(config.out.absolute(), plan.settings, MADE_WITH)
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        with alone_in(config.out, UserError(f"--out {config.out}: another make_shards is writing there")):
+        with alone_in(config.out, taken, shared=config.share is not None):
             if _is_finished(config.out, plan.settings):
+                state.clear()  # a run that was killed after its index may have left some
                 return _old_report(config.out, time.monotonic() - start)
-            results = _make_missing(config, plan)
-            return _finish(config, plan, results, start)
+            jobs = Jobs(state, plan, config.samples_per_shard)
+            with alone_in(state.open(config.share), taken):
+                if config.share is not None:
+                    return _make_part(config, plan, state, jobs, config.share)
+                if config.merge:
+                    _refuse_missing(config, state, jobs)
+                else:
+                    _make_missing(config, plan, state, jobs)
+                return _finish(config, plan, state, jobs, start)
     except OSError as error:
         raise UserError(f"--out {config.out} cannot be written ({error.strerror})") from None
     except KeyboardInterrupt:
         raise UserError("stopped; the same command goes on from the shards that are done") from None
 
 
+class Jobs(Sequence[Job]):
+    """The shards to make, split by split; the list of a shard's photos is made when the shard is asked for."""
+
+    def __init__(self, state: Unfinished, plan: Plan, samples: int, chosen: Sequence[tuple[str, int]] | None = None):
+        self._state, self._plan, self._samples = state, plan, samples
+        self._items: dict[str, Items] = {"train": plan.train, "val": plan.val}
+        everything = [
+            (split, number) for split, items in self._items.items() for number in range(-(-len(items) // samples))
+        ]
+        self.chosen = everything if chosen is None else chosen
+
+    def only(self, places: Iterable[int]) -> "Jobs":
+        """Some of them, by their places."""
+        return Jobs(self._state, self._plan, self._samples, [self.chosen[place] for place in places])
+
+    @property
+    def names(self) -> list[str]:
+        """The shards' file names."""
+        return [shard_name(*one) for one in self.chosen]
+
+    @property
+    def photos(self) -> int:
+        """Photos of all of them."""
+        return sum(
+            min(self._samples, len(self._items[split]) - number * self._samples) for split, number in self.chosen
+        )
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, place: int) -> Job: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Job]: ...
+    def __getitem__(self, place: int | slice) -> Job | list[Job]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        split, number = self.chosen[place]
+        items = self._items[split][number * self._samples : (number + 1) * self._samples]
+        name = shard_name(split, number)
+        return Job(self._state.out / name, items, self._state.record_path(name), self._state.plan)
+
+
 def _check_holes(config: ShardingConfig, plan: Plan) -> None:
     """Look at some masks before any work: black on white is the commonest mistake."""
-    items = plan.train + plan.val
-    own = sorted({number for item in items for number in item.masks or ()})
+    own = sorted({number for items in (plan.train, plan.val) for masks in items.masks or () for number in masks})
     numbers = own or range(len(plan.masks))
     maker, ratios, reasons = SampleMaker(config.sample_settings, plan.masks), [], []
     for number in numbers[:: -(-len(numbers) // _PROBED_MASKS)]:
@@ -132,141 +148,94 @@ def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
         indexes = [ShardIndex.load(folder, split) for split in SPLITS]
     except ShardError:
         raise UserError(f"--out {folder} has a damaged {INDEX_NAME}: remove the folder, or name another") from None
-    _refuse_others(folder, indexes[0].settings, settings)
+    refuse_others(folder, indexes[0].settings, settings)
     shards = [shard for index in indexes for shard in index.shards]
     return all(_size(folder / shard.name) == shard.bytes for shard in shards)
 
 
-def _refuse_others(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    differences = [
-        f"{name} {_brief(there.get(name))}, now {_brief(here[name])}" for name in here if there.get(name) != here[name]
-    ]
-    if differences:
-        what = "; ".join(differences)
-        raise UserError(f"--out {folder} holds shards of other settings ({what}): name another folder, or remove it")
-
-
-def _brief(value: Any) -> str:
-    return f"{value['count']} files ({value['sha256'][:8]})" if isinstance(value, dict) else str(value)
-
-
-def _make_missing(config: ShardingConfig, plan: Plan) -> list[JobResult]:
-    """Make the shards that are not done; the results of all, in order."""
-    state = config.out / UNFINISHED
-    _open_state(config.out, state, plan.settings)
-    jobs = _jobs(config, plan)
-    results = {job.path.name: result for job in jobs if (result := _done_before(state, job))}
-    missing = [job for job in jobs if job.path.name not in results]
-    total, left = (sum(len(job.items) for job in some) for some in (jobs, missing))
-    workers = config.workers or usable_cores()
+def _make_missing(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs) -> int:
+    """Make the shards that are not done; returns how many."""
+    state.sweep(jobs.names)
+    missing = jobs.only(place for place, name in enumerate(jobs.names) if not state.is_done(name))
+    total, left = jobs.photos, missing.photos
     with Progress("shards", total, "photo", done=total - left) as progress:
-        run = run_jobs(
-            missing, config.sample_settings, plan.masks, workers, lambda done: progress.update(total - left + done)
-        )
-        for result in run:
-            results[result.name] = result
-            with written_whole(state / f"{result.name}.json") as part:
-                part.write_text(compact_json(asdict(result)))
-    return [results[job.path.name] for job in jobs]
+
+        def on_photos(done: int) -> None:
+            progress.update(total - left + done)
+
+        if config.executor == "dask" and len(missing):
+            run = run_on_cluster(missing, config.sample_settings, plan.masks, config.scheduler or "", on_photos)
+        else:
+            workers = config.workers or usable_cores()
+            run = run_jobs(missing, config.sample_settings, plan.masks, workers, on_photos)
+        for _ in run:  # each has left its record
+            pass
+    return len(missing)
 
 
-def _jobs(config: ShardingConfig, plan: Plan) -> list[Job]:
-    jobs: list[Job] = []
-    for split, items in (("train", plan.train), ("val", plan.val)):
-        for number, first in enumerate(range(0, len(items), config.samples_per_shard)):
-            path = config.out / shard_name(split, number)
-            jobs.append(Job(path, items[first : first + config.samples_per_shard]))
-    return jobs
+def _make_part(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs, part: PartOf) -> PartReport:
+    """Every N-th shard: of both splits some, and as many as the other parts."""
+    own = jobs.only(range(part.number - 1, len(jobs), part.parts))
+    made = _make_missing(config, plan, state, own)
+    return PartReport(out=config.out, part=part, made=made, shards=len(own))
 
 
-def _open_state(folder: Path, state: Path, settings: Mapping[str, Any]) -> None:
-    """Begin, or go on with, an unfinished folder; sweep what a killed run left half-written.
-
-    Raises:
-        UserError: it was begun with other settings, or holds shards of unknown origin.
-    """
-    known = state / "settings.json"
-    if known.exists():
-        _refuse_others(folder, json.loads(known.read_text("utf-8")), settings)
-    elif not (folder / INDEX_NAME).exists() and any(SHARD_NAME.fullmatch(path.name) for path in folder.iterdir()):
-        raise UserError(f"--out {folder} has tars without an {INDEX_NAME}: name another folder, or remove them")
-    for part in folder.glob(f"*{PART}"):
-        if SHARD_NAME.fullmatch(part.name.removesuffix(PART)):
-            part.unlink()
-    state.mkdir(exist_ok=True)
-    with written_whole(known) as part:
-        part.write_text(compact_json(settings))
-    (folder / INDEX_NAME).unlink(missing_ok=True)  # it may list shards that have gone
+def _refuse_missing(config: ShardingConfig, state: Unfinished, jobs: Jobs) -> None:
+    """Raises UserError where not all shards are made, naming those to make again."""
+    parts = {part.parts for part in state.parts()}
+    missing = [place for place, name in enumerate(jobs.names) if not state.is_done(name)]
+    if not missing:
+        return
+    some = ", ".join(jobs.names[place] for place in missing[:3]) + (", …" if len(missing) > 3 else "")
+    again = "the command without --merge makes them"
+    if parts:
+        count = max(parts)
+        numbers = sorted({place % count + 1 for place in missing})
+        again = f"run --part {', '.join(f'{number}/{count}' for number in numbers[:8])} again"
+        again += f" and {len(numbers) - 8} others" if len(numbers) > 8 else ""
+    raise UserError(f"--merge: {len(missing)} of {len(jobs)} shards in {config.out} are not made ({some}): {again}")
 
 
-def _done_before(state: Path, job: Job) -> JobResult | None:
-    """The result of a shard that a run before this one finished, if the tar still has the bytes it had then."""
-    try:
-        result = json.loads((state / f"{job.path.name}.json").read_text("utf-8"))
-        result["rejected"] = [(name, reason) for name, reason in result["rejected"]]
-        if result["record"] is not None:
-            with job.path.open("rb") as file:
-                if file_digest(file, "sha256").hexdigest() != result["record"]["sha256"]:
-                    return None
-        return JobResult(**result)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _finish(config: ShardingConfig, plan: Plan, results: Sequence[JobResult], start: float) -> ShardingReport:
+def _finish(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs, start: float) -> ShardingReport:
     """Write rejected.jsonl, then the index, then clear away the state.
 
     Raises:
         UserError: no photo of the train split could be used.
     """
-    records = [result.record for result in results if result.record is not None]
-    photos = [line for result in results for line in result.rejected]
-    if not any(record["name"].startswith("train-") for record in records):
-        shutil.rmtree(config.out / UNFINISHED)
-        raise UserError(f"none of {len(plan.train)} train photos can be used; {photos[0][0]}: {photos[0][1]}")
-    bad_masks = sorted({name: reason for result in results for name, reason in result.bad_masks.items()}.items())
-    lines = [{"photo": name, "reason": reason} for name, reason in photos]
-    lines += [{"mask": name, "reason": reason} for name, reason in bad_masks]
-    lines += [{"file": name, "reason": reason} for name, reason in plan.refused]
-    with written_whole(config.out / REJECTED_NAME) as part:
-        part.write_text("".join(compact_json(line) + "\n" for line in lines))
-    made_with = {"opencv": cv2.__version__, "simplejpeg": simplejpeg.__version__}
-    write_index(config.out, size=config.size, settings=plan.settings, made_with=made_with, records=records)
-    shutil.rmtree(config.out / UNFINISHED)
-    train, val = (sum(r["samples"] for r in records if r["name"].startswith(f"{split}-")) for split in SPLITS)
-    notes = plan.notes + _notes(plan, results, val=val, bad_masks=len(bad_masks), size=config.size)
+    total = Total()
+    with written_whole(config.out / REJECTED_NAME) as part, part.open("w", encoding="utf-8") as file:
+        for record in state.records(jobs.names):
+            total.add(record)
+            file.writelines(_json_line(photo=name, reason=reason) for name, reason in record.rejected)
+        file.writelines(_json_line(photo=name, reason=reason) for name, reason in plan.copies)
+        file.writelines(_json_line(mask=name, reason=reason) for name, reason in sorted(total.bad_masks.items()))
+        file.writelines(_json_line(file=name, reason=reason) for name, reason in plan.refused)
+    if not total.samples["train"]:
+        (config.out / REJECTED_NAME).unlink()
+        state.clear()
+        name, reason = total.first_rejected
+        raise UserError(f"none of {len(plan.train)} train photos can be used; {name}: {reason}")
+    splits = {split: {"shards": total.shards[split], "samples": total.samples[split]} for split in SPLITS}
+    head = {"format": FORMAT, "size": config.size, "splits": splits, "settings": plan.settings, "made_with": MADE_WITH}
+    lines = (record.line for record in state.records(jobs.names) if record.line)
+    write_index_lines(config.out, head, lines)
+    state.clear()
     return ShardingReport(
         out=config.out,
-        train=train,
-        val=val,
-        shards=len(records),
-        bytes=sum(record["bytes"] for record in records),
-        rejected=len(photos),
-        copied=sum(result.copied for result in results),
-        enlarged=sum(result.enlarged for result in results),
+        train=total.samples["train"],
+        val=total.samples["val"],
+        shards=total.shards.total(),
+        bytes=total.bytes,
+        rejected=total.rejected + len(plan.copies),
+        copied=total.copied,
+        enlarged=total.enlarged,
         seconds=time.monotonic() - start,
-        notes=tuple(notes),
+        notes=tuple(plan.notes + notes_on(plan, total, config.size)),
     )
 
 
-def _notes(plan: Plan, results: Sequence[JobResult], *, val: int, bad_masks: int, size: int) -> list[str]:
-    notes: list[str] = []
-    if plan.val and not val:
-        notes.append(f"val is empty: none of its {len(plan.val)} photos could be used")
-    if plan.refused:
-        notes.append(f"{len(plan.refused)} files were not touched: {REJECTED_NAME} says why")
-    if bad_masks:
-        notes.append(f"{bad_masks} masks could not be used: {REJECTED_NAME} says why")
-    if enlarged := sum(result.enlarged for result in results):
-        notes.append(f"{enlarged} photos were smaller than {size} pixels and were enlarged")
-    hashes: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for result in results:
-        hashes[result.name.partition("-")[0]] += result.hashes
-    if leaked := len(set(hashes["train"]) & set(hashes["val"])):
-        notes.append(f"{leaked} photos are in train and in val, byte for byte: scores on val will flatter")
-    if twice := len(hashes["train"]) - len(set(hashes["train"])):
-        notes.append(f"{twice} photos of train are copies of others, byte for byte")
-    return notes
+def _json_line(**fields: str) -> str:
+    return compact_json(fields) + "\n"
 
 
 def _old_report(folder: Path, seconds: float) -> ShardingReport:

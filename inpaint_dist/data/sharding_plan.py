@@ -3,16 +3,24 @@
 Everything here follows from names and hashes alone: no photo has been opened yet.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from inpaint_dist.data.name_pairing import pair_by_name
-from inpaint_dist.data.photo_sources import Found, Source, find_photos, key_of
-from inpaint_dist.data.samples import Item, SampleSettings
+from inpaint_dist.data.photo_copies import without_copies
+from inpaint_dist.data.photo_sources import Found, find_photos, key_of
+from inpaint_dist.data.samples import Fit, Item, SampleSettings
+from inpaint_dist.data.sharding_state import PartOf
+from inpaint_dist.data.source_table import Sources
 from inpaint_dist.errors import UsageError, UserError
 
 
@@ -27,11 +35,17 @@ class ShardingConfig:
     out: Path
     """Folder to write the shards to."""
     size: int = 256
-    """Pixels of a side: short side to it, centre crop."""
+    """Pixels of a side."""
+    fit: Fit = "crop"
+    """crop: the short side to --size, then the centre. pad: the long side to --size, black borders, which are known in
+    every mask; none of the photo is lost. All pictures of a set have one size, for a batch is one block of memory."""
     val: tuple[str, ...] = ()
     """Photos of the validation split. Without it, --val-fraction of PHOTOS."""
     val_fraction: float = 0.05
     """Share of the photos that goes to the validation split, by a hash of each photo's key."""
+    drop_duplicates: bool = False
+    """Leave out photos whose bytes are those of another; of one in --val and one in PHOTOS the latter goes. Files that
+    share their size are read for it. rejected.jsonl names each."""
     pairing: Literal["pool", "name"] = "pool"
     """pool: any photo gets any mask, by a hash of its key. name: each photo has masks of its own name (a.jpg: a.png,
     a_mask.png, a_mask001.png, …), which are turned, resized and cropped with it."""
@@ -49,6 +63,16 @@ class ShardingConfig:
     """Photos in one tar."""
     workers: int = 0
     """Processes; 0 = one for each usable core. The bytes do not depend on it."""
+    part: str | None = None
+    """I/N: make only the I-th of N parts of the shards, as a job array does: --part $SLURM_ARRAY_TASK_ID/16. All parts
+    go to the same --out; when they are done, --merge."""
+    merge: bool = False
+    """After all parts: check that every shard is there, and write the index. The bytes are those of a single run."""
+    executor: Literal["local", "dask"] = "local"
+    """local: processes of this machine. dask: the workers of the cluster at --scheduler, which see photos, masks and
+    --out at the same paths as this machine."""
+    scheduler: str | None = None
+    """Address of a dask scheduler, as tcp://HOST:8786."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.
@@ -71,12 +95,27 @@ class ShardingConfig:
                 raise UsageError(f"{flag} {value}: from {low} to {high}")
         if not 0 <= self.val_fraction < 1:
             raise UsageError(f"--val-fraction {self.val_fraction}: from 0 to below 1")
+        if self.part is not None and self.share is None:
+            raise UsageError(f"--part {self.part}: give I/N, as 3/16, with I from 1 to N")
+        if sum((self.part is not None, self.merge, self.executor == "dask")) > 1:
+            raise UsageError("--part, --merge and --executor dask: give one of them")
+        if (self.executor == "dask") != (self.scheduler is not None):
+            raise UsageError("--executor dask and --scheduler ADDRESS go together: give both, or neither")
+
+    @property
+    def share(self) -> PartOf | None:
+        """The part to make; None: all of them."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part or "")
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            return None
+        return PartOf(int(found[1]), int(found[2]))
 
     @property
     def sample_settings(self) -> SampleSettings:
         """What shapes a sample's bytes."""
         return SampleSettings(
             size=self.size,
+            fit=self.fit,
             quality=self.quality,
             keep_metadata=self.keep_metadata,
             masks_per_photo=self.masks_per_photo,
@@ -85,22 +124,70 @@ class ShardingConfig:
         )
 
 
+class Items(Sequence[Item]):
+    """The samples of a split, in the order in which the shards hold them; made when asked for, by the slice."""
+
+    def __init__(self, sources: Sources, order: NDArray[np.int64], masks: Sequence[tuple[int, ...]] | None):
+        """Choose.
+
+        Args:
+            sources: the photos.
+            order: which of them, in which order.
+            masks: for each of the chosen the numbers of its own masks; None where they are drawn from the pool.
+        """
+        self.sources, self.order, self.masks = sources, order, masks
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+        if isinstance(place, slice):
+            return [self._make(one) for one in range(*place.indices(len(self)))]
+        return self._make(range(len(self))[place])
+
+    def _make(self, place: int) -> Item:
+        source = self.sources[int(self.order[place])]
+        return Item(key_of(source.path), source, None if self.masks is None else self.masks[place])
+
+    def listing(self, split: str) -> Iterator[str]:
+        """A line for each: what tells whether another run was given the same."""
+        sources = self.sources
+        for number in map(int, self.order):
+            yield f"{split} {key_of(sources.path(number))} {sources.size(number)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The samples to make, split by split, in the order in which the shards hold them."""
 
-    train: list[Item]
+    train: Items
     """Samples of the train split."""
-    val: list[Item]
+    val: Items
     """Samples of the val split."""
-    masks: list[Source]
+    masks: Sources
     """All masks, sorted; items name them by number."""
     refused: list[tuple[str, str]]
     """Files that are not even opened, and why."""
+    copies: list[tuple[str, str]]
+    """Photos that are left out for others of the same bytes, and which."""
     notes: list[str]
     """What the user should be told."""
     settings: dict[str, Any]
     """What shapes the shards' bytes, without anything of this machine."""
+
+
+class _Keyed(NamedTuple):
+    """Photos with what their keys' hashes say: no key is held, for a million would fill a tenth of a gigabyte."""
+
+    sources: Sources
+    chosen: NDArray[np.int64]
+    """Numbers of the photos, in the order of their shards."""
+    share: NDArray[np.float64]
+    """For each of the chosen a number of [0, 1) that decides its split."""
 
 
 def make_plan(config: ShardingConfig) -> Plan:
@@ -111,97 +198,128 @@ def make_plan(config: ShardingConfig) -> Plan:
     """
     found = find_photos(config.photos, "PHOTOS")
     notes: list[str] = []
+    copies: list[tuple[str, str]] = []
     if config.val:
         found_val = find_photos(config.val, "--val")
-        train = _keyed(_without(found.sources, found_val.sources, notes))
-        val, refused = _keyed(found_val.sources), found.refused + found_val.refused
+        of_val: Iterable[int] = range(len(found_val.sources))
+        of_train: Iterable[int] = _without(found.sources, found_val.sources, notes)
+        if config.drop_duplicates:
+            (of_val, of_train), copies = without_copies([(found_val.sources, of_val), (found.sources, of_train)])
+        train, val = _keyed(found.sources, of_train), _keyed(found_val.sources, of_val)
+        refused = found.refused + found_val.refused
     else:
-        train, val = _split(_keyed(found.sources), config.val_fraction, notes)
+        chosen: Iterable[int] = range(len(found.sources))
+        if config.drop_duplicates:
+            (chosen,), copies = without_copies([(found.sources, chosen)])
+        train, val = _split(_keyed(found.sources, chosen), config.val_fraction, notes)
         refused = list(found.refused)
+    if copies:
+        notes.append(f"{len(copies)} photos are copies of others, byte for byte, and were left out")
     masks_found = find_photos([*config.masks], "--masks")
-    masks = sorted(masks_found.sources, key=lambda mask: (mask.path, mask.name))
+    masks = Sources(sorted(masks_found.sources, key=lambda mask: (mask.path, mask.name)))
     refused += masks_found.refused
-    if not train:
-        raise UserError("no photo is left for the train split: --val names all of PHOTOS")
+    if not len(train.chosen):
+        raise UserError("no photo is left for the train split: --val holds all of PHOTOS")
     if config.pairing == "pool" and config.masks_per_photo > len(masks):
         raise UserError(f"--masks-per-photo {config.masks_per_photo}: --masks holds only {len(masks)}")
-    splits = {"train": _shuffled(train), "val": _shuffled(val)}
-    items = _paired(splits, masks, config, notes)
-    settings = _settings(config, splits, masks)
-    return Plan(**items, masks=masks, refused=sorted(refused), notes=notes + _ignored(found), settings=settings)
+    items = _paired({"train": train, "val": val}, masks, config, notes)
+    settings = _settings(config, items, masks)
+    notes += _ignored(found)
+    return Plan(**items, masks=masks, refused=sorted(refused), copies=copies, notes=notes, settings=settings)
 
 
-def _keyed(sources: Sequence[Source]) -> dict[str, Source]:
-    keyed: dict[str, Source] = {}
-    for source in sources:
-        key = key_of(source.path)
-        if key in keyed:
-            raise UserError(
-                f"{keyed[key].name} and {source.name} would both get the key {key}: rename one, or name the folder "
-                "above both instead of each (a key holds the folders below the one that is named)"
-            )
-        keyed[key] = source
-    return keyed
+def _keyed(sources: Sources, kept: Iterable[int]) -> _Keyed:
+    """Order by a hash of each key: neighbours in a folder do not end up neighbours in a shard.
+
+    Whoever reads shards one after the other needs a mix.
+    """
+    numbers = array("q", kept)
+    hashes, shares = bytearray(), array("d")
+    for number in numbers:
+        key = key_of(sources.path(number))
+        hashes += _digest(f"order {key}")[:16]
+        shares.append(_hash(f"split {key}"))
+    halves = np.frombuffer(hashes, ">u8").reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of one key, the photo that was found first comes first
+    halves = halves[order]
+    _refuse_twins(sources, np.frombuffer(numbers, np.int64)[order], (halves[1:] == halves[:-1]).all(axis=1))
+    return _Keyed(sources, np.frombuffer(numbers, np.int64)[order], np.frombuffer(shares, np.float64)[order])
 
 
-def _without(train: Sequence[Source], val: Sequence[Source], notes: list[str]) -> list[Source]:
+def _refuse_twins(sources: Sources, ordered: NDArray[np.int64], same_as_next: NDArray[np.bool_]) -> None:
+    if not same_as_next.any():
+        return
+    at = min(np.flatnonzero(same_as_next), key=lambda place: ordered[place + 1])
+    first, second = (sources[int(ordered[place])] for place in (at, at + 1))
+    raise UserError(
+        f"{first.name} and {second.name} would both get the key {key_of(first.path)}: rename one, or name the folder "
+        "above both instead of each (a key holds the folders below the one that is named)"
+    )
+
+
+def _without(train: Sources, val: Sources, notes: list[str]) -> list[int]:
     in_val = {(source.file, source.member) for source in val}
-    kept = [source for source in train if (source.file, source.member) not in in_val]
+    kept = [number for number, source in enumerate(train) if (source.file, source.member) not in in_val]
     if len(kept) < len(train):
         notes.append(f"{len(train) - len(kept)} photos of --val lie among PHOTOS too: train goes without them")
     return kept
 
 
-def _split(keyed: dict[str, Source], fraction: float, notes: list[str]) -> tuple[dict[str, Source], dict[str, Source]]:
+def _split(keyed: _Keyed, fraction: float, notes: list[str]) -> tuple[_Keyed, _Keyed]:
     """By a hash of each key alone: photos that come later move none of those that were there."""
-    in_val = {key for key in keyed if _hash(f"split {key}") < fraction}
+    sources, chosen, share = keyed
+    in_val = share < fraction
     if fraction == 0:
         notes.append("val is empty, as --val-fraction 0 asks: runs will have nothing to be measured on")
-    elif len(keyed) == 1:
-        in_val = set()
+    elif len(chosen) == 1:
+        in_val[:] = False
         notes.append("val is empty: there is only one photo, and it went to train")
-    elif not in_val or len(in_val) == len(keyed):
-        first = min(keyed, key=lambda key: _hash(f"split {key}"))
-        in_val = {first}
+    elif not in_val.any() or in_val.all():
+        first = int(share.argmin())
+        in_val = np.arange(len(share)) == first
         notes.append(
-            f"the hash split of {len(keyed)} photos at --val-fraction {fraction} left one side empty: val is the one "
-            f"photo {first} (it may move when photos are added; --val names a set that does not)"
+            f"the hash split of {len(chosen)} photos at --val-fraction {fraction} left one side empty: val is the one "
+            f"photo {key_of(sources.path(int(chosen[first])))} (it may move when photos are added; --val names a set "
+            "that does not)"
         )
-    train = {key: source for key, source in keyed.items() if key not in in_val}
-    return train, {key: source for key, source in keyed.items() if key in in_val}
+    return _Keyed(sources, chosen[~in_val], share[~in_val]), _Keyed(sources, chosen[in_val], share[in_val])
 
 
-def _shuffled(keyed: dict[str, Source]) -> list[tuple[str, Source]]:
-    """Neighbours in a folder do not end up neighbours in a shard: who reads shards one after the other needs a mix."""
-    return sorted(keyed.items(), key=lambda item: _digest(f"order {item[0]}"))
-
-
-def _paired(
-    splits: dict[str, list[tuple[str, Source]]], masks: list[Source], config: ShardingConfig, notes: list[str]
-) -> dict[str, list[Item]]:
+def _paired(splits: dict[str, _Keyed], masks: Sources, config: ShardingConfig, notes: list[str]) -> dict[str, Items]:
     if config.pairing == "pool":
-        return {split: [Item(key, source, None) for key, source in keyed] for split, keyed in splits.items()}
-    everything = list(chain.from_iterable(splits.values()))
-    pairs = iter(pair_by_name([source for _, source in everything], masks))
-    items = {split: [Item(key, source, next(pairs)) for key, source in keyed] for split, keyed in splits.items()}
-    paired = [item for item in chain.from_iterable(items.values()) if item.masks]
+        return {split: Items(keyed.sources, keyed.chosen, None) for split, keyed in splits.items()}
+    everything = [keyed.sources[number] for keyed in splits.values() for number in map(int, keyed.chosen)]
+    pairs = pair_by_name(everything, masks)
+    paired = sum(map(bool, pairs))
     if not paired:
         raise UserError(
-            f"--pairing name: no mask has the name of a photo (a photo is {everything[0][1].name}, a mask "
+            f"--pairing name: no mask has the name of a photo (a photo is {everything[0].name}, a mask "
             f"{masks[0].name}); --pairing pool gives any mask to any photo"
         )
-    if len(paired) < len(everything):
-        notes.append(f"{len(everything) - len(paired)} of {len(everything)} photos have no mask of their name")
-    return items
+    if paired < len(everything):
+        notes.append(f"{len(everything) - paired} of {len(everything)} photos have no mask of their name")
+    own = iter(pairs)
+    return {
+        split: Items(keyed.sources, keyed.chosen, list(islice(own, len(keyed.chosen))))
+        for split, keyed in splits.items()
+    }
 
 
-def _settings(
-    config: ShardingConfig, splits: dict[str, list[tuple[str, Source]]], masks: list[Source]
-) -> dict[str, Any]:
-    names = ("size", "quality", "pairing", "masks_per_photo", "invert_masks", "allow_large_holes", "keep_metadata")
-    photos = (f"{split} {key} {source.size}" for split, keyed in splits.items() for key, source in keyed)
+def _settings(config: ShardingConfig, items: dict[str, Items], masks: Sources) -> dict[str, Any]:
+    names = (
+        "size",
+        "fit",
+        "quality",
+        "pairing",
+        "masks_per_photo",
+        "invert_masks",
+        "allow_large_holes",
+        "keep_metadata",
+    )
+    photos = chain.from_iterable(some.listing(split) for split, some in items.items())
     return {
         **{name: getattr(config, name) for name in names},
+        "keep_metadata": config.keep_metadata,
         "samples_per_shard": config.samples_per_shard,
         "val": "given" if config.val else f"fraction {config.val_fraction}",
         "photos": _listing(photos),
@@ -210,8 +328,11 @@ def _settings(
 
 
 def _listing(lines: Iterable[str]) -> dict[str, Any]:
-    every = list(lines)
-    return {"count": len(every), "sha256": _digest("\n".join(every)).hex()}
+    digest, count = sha256(), 0
+    for line in lines:
+        digest.update(_bytes(f"\n{line}" if count else line))
+        count += 1
+    return {"count": count, "sha256": digest.hexdigest()}
 
 
 def _ignored(found: Found) -> list[str]:
@@ -222,7 +343,11 @@ def _ignored(found: Found) -> list[str]:
 
 
 def _digest(text: str) -> bytes:
-    return sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return sha256(_bytes(text)).digest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _hash(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The processes that make shards: each writes whole tars of its own and sends back their records, never a pixel."""
+"""The processes that make shards: each writes whole tars of its own and their records, and sends back no pixel."""
 
 import multiprocessing
 import os
@@ -7,18 +7,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from inpaint_dist.data.opencv import cv2
-from inpaint_dist.data.photo_sources import Source
 from inpaint_dist.data.photos import PhotoError
 from inpaint_dist.data.samples import Item, SampleMaker, SampleSettings
-from inpaint_dist.data.shard_writer import ShardWriter
+from inpaint_dist.data.shard_writer import ShardWriter, compact_json
+from inpaint_dist.data.sharding_state import ShardRecord
+from inpaint_dist.data.source_table import Source
 from inpaint_dist.errors import UserError
 
 _POLL_SECONDS = 0.2
+_AHEAD = 2  # shards that wait for a process: a list of their photos is made only then
 
 
 class Job(NamedTuple):
@@ -26,26 +28,10 @@ class Job(NamedTuple):
 
     path: Path
     items: list[Item]
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobResult:
-    """What came of one shard."""
-
-    name: str
-    """The shard's file name."""
-    record: dict[str, Any] | None
-    """Its line in the index; None where no photo of it could be used, and no file was written."""
-    rejected: list[tuple[str, str]]
-    """Photos left out, and why, in the shard's order."""
-    bad_masks: dict[str, str]
-    """Masks of the pool that could not be used, and why."""
-    hashes: list[str]
-    """The sha256 of each photo's file, hex."""
-    copied: int
-    """Photos whose bytes were copied."""
-    enlarged: int
-    """Photos smaller than the size."""
+    record: Path | None = None
+    """Where its record is kept."""
+    plan: str = ""
+    """Hash of what it is made by."""
 
 
 class _Empty(Exception):
@@ -56,8 +42,8 @@ class _Stopped(Exception):
     """The parent wants this shard no more."""
 
 
-def make_shard(job: Job, maker: SampleMaker, on_photo: Callable[[], None]) -> JobResult:
-    """Make one shard; what `on_photo` raises after any photo leaves nothing behind.
+def make_shard(job: Job, maker: SampleMaker, on_photo: Callable[[], None]) -> ShardRecord:
+    """Make one shard and keep its record; what `on_photo` raises after any photo leaves nothing behind.
 
     Raises:
         UserError: the disk is full or cannot be written.
@@ -80,21 +66,27 @@ def make_shard(job: Job, maker: SampleMaker, on_photo: Callable[[], None]) -> Jo
                 on_photo()
             if not len(writer):
                 raise _Empty
-        record = writer.record
+        line = writer.record
     except _Empty:
-        record = None
+        line = {"samples": 0, "bytes": 0, "sha256": ""}
     except OSError as error:
         raise UserError(f"{job.path} cannot be written ({error.strerror}); the same command goes on") from None
-    bad_masks = {name: reason for name, reason in maker.bad_masks.items() if name not in bad_before}
-    return JobResult(
+    record = ShardRecord(
+        plan=job.plan,
         name=job.path.name,
-        record=record,
+        samples=line["samples"],
+        bytes=line["bytes"],
+        sha256=line["sha256"],
         rejected=rejected,
-        bad_masks=bad_masks,
+        bad_masks={name: reason for name, reason in maker.bad_masks.items() if name not in bad_before},
         hashes=hashes,
         copied=copied,
         enlarged=enlarged,
+        line=compact_json(line) if line["samples"] else "",
     )
+    if job.record is not None:
+        record.write(job.record)
+    return record
 
 
 def _reason(error: PhotoError, item: Item) -> str:
@@ -107,11 +99,11 @@ def run_jobs(
     masks: Sequence[Source],
     workers: int,
     on_photos: Callable[[int], None],
-) -> Iterator[JobResult]:
-    """Make shards, in this process or in several; yields each as it is done.
+) -> Iterator[str]:
+    """Make shards, in this process or in several; yields the name of each as it is done.
 
     Args:
-        jobs: the shards.
+        jobs: the shards; asked for one by one, as their turn comes.
         settings: what shapes a sample.
         masks: all masks; the jobs' items name them by number.
         workers: processes.
@@ -125,7 +117,7 @@ def run_jobs(
 
 def _run_here(
     jobs: Sequence[Job], settings: SampleSettings, masks: Sequence[Source], on_photos: Callable[[int], None]
-) -> Iterator[JobResult]:
+) -> Iterator[str]:
     maker, done = SampleMaker(settings, masks), 0
 
     def on_photo() -> None:
@@ -137,7 +129,7 @@ def _run_here(
     cv2.setNumThreads(1)  # one core is what one worker is
     try:
         for job in jobs:
-            yield make_shard(job, maker, on_photo)
+            yield make_shard(job, maker, on_photo).name
     finally:
         cv2.setNumThreads(threads)
         maker.close()
@@ -149,15 +141,17 @@ def _run_in_processes(
     masks: Sequence[Source],
     workers: int,
     on_photos: Callable[[int], None],
-) -> Iterator[JobResult]:
+) -> Iterator[str]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
     counter, stop = context.Value("Q", 0), context.Event()
     arguments = (settings, masks, counter, stop)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
         try:
-            waiting = {pool.submit(_make_in_worker, job) for job in jobs}
+            left = iter(jobs)
+            waiting = {pool.submit(_make_in_worker, job) for job in islice(left, workers + _AHEAD)}
             while waiting:
                 done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                waiting |= {pool.submit(_make_in_worker, job) for job in islice(left, len(done))}
                 on_photos(counter.value)
                 for future in done:
                     yield future.result()
@@ -188,9 +182,9 @@ def _start_worker(settings: SampleSettings, masks: Sequence[Source], counter: An
     _worker = SampleMaker(settings, masks), on_photo
 
 
-def _make_in_worker(job: Job) -> JobResult:
+def _make_in_worker(job: Job) -> str:
     assert _worker is not None
-    return make_shard(job, *_worker)
+    return make_shard(job, *_worker).name
 
 
 def _end_with_parent() -> None:

@@ -22,7 +22,7 @@ from inpaint_dist.batch import Batch, image_from_uint8, mask_from_uint8
 from inpaint_dist.chance import mix
 from inpaint_dist.data.bad_samples import BadSamples
 from inpaint_dist.data.fitting import fitted_mask, fitted_photo
-from inpaint_dist.data.masks import FAMILIES, draw_mask, mask_rng
+from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
 from inpaint_dist.data.shards import PHOTO_EXTENSIONS
 from inpaint_dist.errors import UserError
@@ -118,7 +118,7 @@ class _Stream(IterableDataset[_Sample | str]):
             members = ", ".join(str(name) for name in sample if not str(name).startswith("__"))
             raise UserError(f"{url}: sample {key} has no photo among its members ({members})")
         pixels = fitted_photo(photo, self.size, f"{url}: {key}")
-        if self.mask_source in FAMILIES:
+        if self.mask_source != "paired":
             rng = mask_rng(self.mask_source, self.seed, epoch, key)
             return pixels, draw_mask(self.mask_source, self.size, self.size, rng), key
         others = (sample[name] for name in sample if str(name).endswith("mask.png"))

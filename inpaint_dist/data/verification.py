@@ -13,6 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
+from inpaint_dist.data.near_copies import Alike, find_near_copies
 from inpaint_dist.data.packed_masks import decode_packed_mask
 from inpaint_dist.data.photos import PhotoError, decode_photo
 from inpaint_dist.data.progress import Progress
@@ -45,6 +46,9 @@ class CheckConfig:
     """The folder of shards."""
     fast: bool = False
     """Only sizes, headers and the index: no photo, mask or checksum is read."""
+    near_duplicates: bool = False
+    """List photos of val that look like one of train, by a perceptual hash of each (they are no faults); needs
+    pip install 'inpaint-dist[duplicates]'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +63,17 @@ class CheckReport:
     """Everything that is wrong."""
     fast: bool
     """Nothing was read but headers."""
+    alike: tuple[Alike, ...] | None = None
+    """Photos of val that look like one of train; None where nobody looked."""
 
     def lines(self) -> list[str]:
         """The report in words: a line a fault, and the sum."""
         how = "by their headers alone" if self.fast else "byte for byte"
         found = f"{len(self.faults)} faults" if self.faults else "no fault"
-        return [*map(str, self.faults), f"{self.samples} samples in {self.shards} shards read {how}: {found}"]
+        lines = [*map(str, self.faults), f"{self.samples} samples in {self.shards} shards read {how}: {found}"]
+        if self.alike is not None:
+            lines += [*map(str, self.alike), f"{len(self.alike)} photos of val look like one of train"]
+        return lines
 
 
 def check_shards(config: CheckConfig) -> CheckReport:
@@ -81,7 +90,11 @@ def check_shards(config: CheckConfig) -> CheckReport:
         pass
     with Progress("check", counts[0], "sample") as progress:
         faults = verify(config.shards, fast=config.fast, on_samples=progress.update)
-    return CheckReport(samples=counts[0], shards=counts[1], faults=tuple(faults), fast=config.fast)
+    alike = None
+    if config.near_duplicates and not faults:
+        with Progress("near duplicates", counts[0], "photo") as progress:
+            alike = tuple(find_near_copies(config.shards, progress.update))
+    return CheckReport(samples=counts[0], shards=counts[1], faults=tuple(faults), fast=config.fast, alike=alike)
 
 
 def verify(folder: Path, fast: bool = False, on_samples: Callable[[int], None] | None = None) -> list[Fault]:

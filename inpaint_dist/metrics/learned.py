@@ -1,4 +1,5 @@
-"""Metrics by networks that others trained: LPIPS, FID and KID, by torchmetrics and torch-fidelity (extra `eval`)."""
+"""Metrics by networks that others trained: LPIPS, FID, KID and IDS, by torchmetrics, torch-fidelity and scikit-learn
+(extra `eval`)."""
 
 import warnings
 from importlib.util import find_spec
@@ -46,7 +47,7 @@ class LPIPS:
 
 
 class Inception:
-    """The features that FID and KID compare: images → (B, 2048), in float64."""
+    """The features that FID, KID and IDS compare: images → (B, 2048), in float64."""
 
     def __init__(self, device: torch.device) -> None:
         """Load the network.
@@ -54,7 +55,8 @@ class Inception:
         Raises:
             UserError: torch-fidelity is not installed, or the weights are nowhere.
         """
-        _need("torch_fidelity", "FID and KID")
+        _need("torch_fidelity", "FID, KID and IDS")
+        _need("sklearn", "P-IDS and U-IDS")
         path = find_pretrained(INCEPTION)
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -108,6 +110,27 @@ def kernel_distance(photos: Features, completions: Features) -> tuple[float, flo
         torch.manual_seed(0)
         mean, deviation = metric.compute()
     return float(mean), float(deviation), size
+
+
+def discriminative_scores(
+    photos: Float[Tensor, "images features"], completions: Float[Tensor, "images features"]
+) -> tuple[float, float]:
+    """P-IDS and U-IDS: how often a linear classifier takes completions for photos, up to 0.5 and higher is better.
+
+    Zhao et al., Large Scale Image Completion via Co-Modulated Generative Adversarial Networks, 2021, section 4: a
+    linear SVM is fitted to tell both sets apart; P-IDS is the share of photos whose own completion looks more real to
+    it (eq. 2), U-IDS the share of mistakes over both sets (eq. 1). With fewer images than features it tells any two
+    sets apart.
+    """
+    from sklearn.svm import LinearSVC
+
+    both = torch.cat([photos, completions]).cpu().numpy()
+    labels = [1] * len(photos) + [0] * len(completions)
+    scores = torch.from_numpy(LinearSVC(dual="auto", random_state=0).fit(both, labels).decision_function(both))
+    real, fake = scores[: len(photos)], scores[len(photos) :]
+    paired = (fake > real).double().mean()
+    unpaired = ((real < 0).double().mean() + (fake > 0).double().mean()) / 2
+    return float(paired), float(unpaired)
 
 
 def _need(module: str, what: str) -> None:

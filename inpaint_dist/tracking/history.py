@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,10 +14,16 @@ Row = dict[str, float | int | None]
 """One line: `step` and the values reported at it; None where a value was not finite."""
 
 
+class NotWritten(UserError):
+    """The history cannot be written, for now."""
+
+
 class History:
     """Appends to a history file; steps only rise.
 
-    A torn last line, left by a kill in the middle of a write, is cut when the file is opened.
+    It holds all lines in memory too (some 600 bytes each): what cannot be written is written with the next line that
+    can, and a file that somebody removed is made anew. A torn last line, left by a kill in the middle of a write, is
+    cut when the file is opened.
 
     Args:
         path: the file; it is made by the first `append`, its folder at once.
@@ -30,7 +36,14 @@ class History:
         self.path = path
         with _usable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._load_last()
+            self._lines = bytearray(path.read_bytes() if path.exists() else b"")
+            self._size = len(self._lines)
+            """Bytes of the file, as far as it is known."""
+            self._find_last()
+            if len(self._lines) < self._size:
+                os.truncate(path, len(self._lines))
+        self._size = self._good = len(self._lines)
+        """Bytes at its start that are what they should be."""
 
     @property
     def last_step(self) -> int | None:
@@ -38,13 +51,13 @@ class History:
         return None if self._last is None else _step(self._last)
 
     def append(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Write one line and flush it; values that are not finite are written as null.
+        """Add one line and write it; values that are not finite are written as null.
 
         Values for the step of the last line (an evaluation, after the losses of the same step) join that line.
 
         Raises:
             ValueError: the step lies before the last line's.
-            UserError: the disk is full or cannot be written; what a torn line held is made again on resume.
+            UserError: the disk is full or cannot be written; the line is kept for the next `append` or `flush`.
         """
         last = self.last_step
         if last is not None and step < last:
@@ -52,48 +65,76 @@ class History:
         row: Row = {"step": step}
         if self._last is not None and step == last:
             row = dict(self._last)
-            self._end = self._last_start
+            del self._lines[self._last_start :]
+            self._good = min(self._good, self._last_start)
         row.update({name: _finite(value) for name, value in values.items()})
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        with _usable(self.path), self.path.open("r+b" if self.path.exists() else "wb") as file:
-            file.seek(self._end)  # a line that is joined grows, so writing over its start leaves no rest of it behind
-            file.write(line)
+        self._last, self._last_start = row, len(self._lines)
+        self._lines += json.dumps(row, allow_nan=False).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        if self._good == len(self._lines) and self._is_as_we_left_it():
+            return
+        with _usable(self.path):
+            if self._is_as_we_left_it():
+                self._add()
+            else:
+                self._write_all()
+        self._size = self._good = len(self._lines)
+
+    def _is_as_we_left_it(self) -> bool:
+        try:
+            return self.path.stat().st_size == self._size
+        except OSError:
+            return self._lines == b""
+
+    def _add(self) -> None:
+        with self.path.open("r+b" if self._size else "wb") as file:
+            self._size = -1  # unknown, until all of it has been written
+            file.seek(self._good)
+            file.write(self._lines[self._good :])
             file.truncate()
-        self._last, self._last_start, self._end = row, self._end, self._end + len(line)
+
+    def _write_all(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(self.path) as part:
+            part.write_bytes(self._lines)
 
     def truncate_to(self, step: int) -> int:
-        """Cut back to a checkpoint's step: lines after it are removed, all at once or not at all.
+        """Cut back to a checkpoint's step: lines after it are removed, in the file all at once or not at all.
 
         Returns:
             The number of lines removed.
 
         Raises:
-            UserError: a line in the middle of the file is damaged, or the disk cannot be written.
+            UserError: a line in the middle of the file is damaged, or the disk cannot be written; then the file is cut
+                by the next `append` or `flush`.
         """
         if self.last_step is None or self.last_step <= step:
             return 0
-        removed = 0
-        with _usable(self.path), written_whole(self.path) as part, part.open("wb") as file:
-            for line, row in _parsed(self.path):
-                if _step(row) <= step:
-                    file.write(line)
-                else:
-                    removed += 1
-        self._load_last()
-        return removed
+        parsed = list(_parsed(bytes(self._lines).splitlines(keepends=True), self.path))
+        kept = [line for line, row in parsed if _step(row) <= step]
+        self._lines = bytearray(b"".join(kept))
+        self._find_last()
+        self._good, self._size = 0, -1
+        self.flush()
+        return len(parsed) - len(kept)
 
-    def _load_last(self) -> None:
+    def _find_last(self) -> None:
         """Find the last whole line, and cut what a kill left after it."""
-        data = self.path.read_bytes() if self.path.exists() else b""
         self._last: Row | None = None
-        self._last_start, self._end = 0, data.rfind(b"\n") + 1
-        while self._end and self._last is None:
-            self._last_start = data.rfind(b"\n", 0, self._end - 1) + 1
-            self._last = _parse(data[self._last_start : self._end])
+        self._last_start, end = 0, self._lines.rfind(b"\n") + 1
+        while end and self._last is None:
+            self._last_start = self._lines.rfind(b"\n", 0, end - 1) + 1
+            self._last = _parse(self._lines[self._last_start : end])
             if self._last is None:
-                self._end = self._last_start
-        if self._end < len(data):
-            os.truncate(self.path, self._end)
+                end = self._last_start
+        del self._lines[end:]
 
 
 def rows(path: Path) -> Iterator[Row]:
@@ -105,8 +146,9 @@ def rows(path: Path) -> Iterator[Row]:
         UserError: a line in the middle of the file is damaged.
     """
     if path.exists():
-        for _, row in _parsed(path):
-            yield row
+        with path.open("rb") as file:
+            for _, row in _parsed(file, path):
+                yield row
 
 
 def read(path: Path) -> list[Row]:
@@ -119,24 +161,23 @@ def _usable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = "free space or mend the disk, and the same command goes on from the last checkpoint"
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
+        cure = "free space or mend the disk"
+        raise NotWritten(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
 
 
-def _parsed(path: Path) -> Iterator[tuple[bytes, Row]]:
-    with path.open("rb") as file:
-        damaged = 0
-        for number, line in enumerate(file, start=1):
-            if damaged:  # something follows it, so no kill tore it
-                raise UserError(f"{path}, line {damaged}: not a line of a run's history; delete that line")
-            row = _parse(line)
-            if row is None:
-                damaged = number
-            else:
-                yield line, row
+def _parsed(lines: Iterable[bytes], path: Path) -> Iterator[tuple[bytes, Row]]:
+    damaged = 0
+    for number, line in enumerate(lines, start=1):
+        if damaged:  # something follows it, so no kill tore it
+            raise UserError(f"{path}, line {damaged}: not a line of a run's history; delete that line")
+        row = _parse(line)
+        if row is None:
+            damaged = number
+        else:
+            yield line, row
 
 
-def _parse(line: bytes) -> Row | None:
+def _parse(line: bytes | bytearray) -> Row | None:
     """A line's values, None where it is torn or damaged."""
     if not line.endswith(b"\n"):
         return None

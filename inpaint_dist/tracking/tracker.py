@@ -73,6 +73,12 @@ class NullTracker:
     def images(self, step: int, name: str, path: Path) -> None:
         """Do nothing."""
 
+    def go_back(self, step: int) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
     def plot(self, *, force: bool = False) -> None:
         """Do nothing."""
 
@@ -115,26 +121,59 @@ class Tracker:
         self._total_steps = total_steps
         self._history = histories.History(run_folder / "history.jsonl")
         self._undrawn, self._next_plot, self._plot_warned, self._closed = False, 0.0, False, False
-        self._log_warned = False
+        self._log_warned = self._history_warned = False
         if removed := self._history.truncate_to(resume_step):
-            self.message(
-                f"history: cut back to step {resume_step} (lines removed: {removed}); those steps are made again"
-            )
+            self._say_cut(resume_step, removed)
         self._wandb = None
         if report_to == "wandb":
             self._wandb = _Wandb.open(run_folder, config, self._name, self.message)
 
+    def _say_cut(self, step: int, removed: int) -> None:
+        self.message(f"history: cut back to step {step} (lines removed: {removed}); those steps are made again")
+
+    def go_back(self, step: int) -> None:
+        """Cut the history back to a step, from which the run goes on.
+
+        Raises:
+            UserError: the history is damaged in its middle.
+        """
+        with self._patience():
+            if removed := self._history.truncate_to(step):
+                self._say_cut(step, removed)
+
     def report(self, step: int, values: Mapping[str, float | int]) -> None:
         """Write the values of a step to the history, the log and wandb; names as in `log_line`.
 
-        Raises:
-            UserError: the history cannot be written.
+        A history that cannot be written is one warning line: it is kept in memory until it can be.
         """
-        self._history.append(step, values)
+        with self._patience():
+            self._history.append(step, values)
         self._undrawn = True
         self.message(log_line(step, self._total_steps, values))
         if self._wandb:
             self._wandb.log(step, {"iteration": step, **values})
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Take it as a warning, said once, that the history cannot be written; and say when it could be again."""
+        try:
+            yield
+        except histories.NotWritten as error:
+            if not self._history_warned:
+                self.message(f"warning: {error}; it is kept in memory and tried again at each report")
+            self._history_warned = True
+        else:
+            if self._history_warned:
+                self.message(f"{self._history.path}: written again, with all that was kept")
+            self._history_warned = False
+
+    def flush(self) -> None:
+        """Write what of the history could not be written so far.
+
+        Raises:
+            UserError: it still cannot.
+        """
+        self._history.flush()
 
     def samples(self, step: int, columns: Sequence[tuple[str, np.ndarray]]) -> None:
         """Draw titled columns of uint8 RGB images (N,H,W,3) to samples/step-NNNNNNN.png and show it in wandb."""

@@ -34,7 +34,7 @@ def test_a_batch_holds_the_photos_and_masks_of_its_keys(shards: Path):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-@pytest.mark.parametrize("source", ["paired", "pool", "lama-train"])
+@pytest.mark.parametrize("source", ["paired", "pool", "lama-train", "1*center+2*ellipses:count=3"])
 def test_batches_are_the_same_with_any_number_of_threads(shards: Path, workers: int, source: str):
     alone = list(a_loader(shards, workers=0, mask_source=source).batches(0, 7))
     threaded = list(a_loader(shards, workers=workers, mask_source=source).batches(0, 7))
@@ -117,3 +117,5 @@ def test_batch_sizes_are_checked_against_processes_and_parts():
         DataConfig(batch_size=1, global_batch_size=1)
     with pytest.raises(UsageError, match="--mask-source lama"):
         DataConfig(mask_source="lama")
+    with pytest.raises(UsageError, match=r"--mask-source objects:nowhere: .*no such file or folder"):
+        DataConfig(mask_source="objects:nowhere")

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from inpaint_dist.data import masks
+from inpaint_dist.data import mask_families, masks
+from inpaint_dist.data.marks import Walks
 from inpaint_dist.data.masks import FAMILIES, TRIES, MaskFamily, draw_mask, draw_within, mask_rng
 from inpaint_dist.errors import UserError
 
 NAMES = ("lama-train", "lama-thin", "lama-medium", "lama-thick", "mat-small", "mat-large", "deepfill", "center")
+OURS = ("boxes", "strokes", "ellipses")
 
 # sha256 of the pixels, first half: keys (family, size, 0, i) for 256 and i = 0, 1, then 512 and i = 0.
 GOLDEN = {
@@ -55,6 +57,21 @@ GOLDEN = {
         "91c72d1b585944a92281fb129a7e407b",
         "b19b47d79ea3820bf8c5b7f9781d80e3",
     ),
+    "boxes": (
+        "aedaf9d14762f7fcc0065d6c9c217ad8",
+        "82d7decb35a5e5da7d83651b7a281b00",
+        "0c4898117235641b1d76b2b37770fbac",
+    ),
+    "strokes": (
+        "18b0c6650dabce8a0f37f36367747811",
+        "acc60e3bec445a4a0955dcf1ea18f07a",
+        "e8955d3ebb01b38d9c29fc4fbb5e906c",
+    ),
+    "ellipses": (
+        "f55cd45959f4abd25d2cab7503e9cf34",
+        "19d5a31a056320e79804c1d6a4c2f458",
+        "aba68f9f93ad17924d3e240fb2d5053a",
+    ),
 }
 
 # Mean, 10th, 50th and 90th percentile of the hole ratio, measured on 400 masks of the authors' own code at 256.
@@ -78,11 +95,12 @@ def ratios(family: str, size: int, count: int = 300) -> np.ndarray:
 
 
 def test_the_menu_holds_the_families_that_the_tests_know() -> None:
-    assert tuple(FAMILIES) == NAMES
-    assert set(GOLDEN) == set(PUBLISHED) == set(NAMES)
+    assert tuple(FAMILIES) == (*NAMES, *OURS)
+    assert set(GOLDEN) == {*NAMES, *OURS}
+    assert set(PUBLISHED) == set(NAMES)
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", [*NAMES, *OURS])
 def test_a_mask_is_the_same_for_ever(family: str) -> None:
     keys = ((256, 0), (256, 1), (512, 0))
     drawn = [draw_mask(family, size, size, mask_rng(family, size, 0, index)) for size, index in keys]
@@ -113,7 +131,7 @@ def test_a_family_covers_the_same_share_of_small_and_large_pictures(family: str,
     assert ratios(family, size, 100).mean() == pytest.approx(PUBLISHED[family][0], abs=2 * MEAN_TOLERANCE)
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", [*NAMES, *OURS])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (17, 64), (200, 320), (256, 256)])
 def test_a_mask_is_of_0_and_255_with_a_hole_and_something_known(family: str, height: int, width: int) -> None:
     for index in range(20):
@@ -135,7 +153,7 @@ def test_lama_thin_never_covers_more_than_half() -> None:
 
 def test_brush_walks_lead_to_both_sides() -> None:
     """Public ports throw the mirrored mask away, so that all walks drift one way."""
-    walks = MaskFamily(marks=(masks.Walks(count=(1, 1), vertices=(17, 17), width=(2, 3)),))
+    walks = MaskFamily(marks=(Walks(count=(1, 1), vertices=(17, 17), width=(2, 3)),))
     columns = np.arange(512) - 255.5
     # A walk is densest where its steps pile up at the border that it ran into.
     leanings = [float((walks.draw(512, 512, mask_rng(i)).mean(axis=0) * columns).sum()) for i in range(100)]
@@ -188,7 +206,7 @@ class SquareFamily(MaskFamily):
 def plant(monkeypatch: pytest.MonkeyPatch, square: slice) -> list[int]:
     """Put a SquareFamily called `planted` on the menu; the list grows by one for each of its draws."""
     family = SquareFamily(square=square, draws=[])
-    monkeypatch.setattr(masks, "FAMILIES", {"planted": family})
+    monkeypatch.setattr(mask_families, "FAMILIES", {"planted": family})
     monkeypatch.setattr(masks, "_reach", lambda *key: (0.0, 1.0))
     masks._pixel_limits.cache_clear()
     return family.draws

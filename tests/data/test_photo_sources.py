@@ -2,6 +2,8 @@
 
 import io
 import os
+import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 from PIL import Image
 
 from inpaint_dist.data.name_pairing import pair_by_name
-from inpaint_dist.data.photo_sources import PhotoReader, Source, find_photos, key_of
+from inpaint_dist.data.photo_sources import PhotoReader, find_photos, key_of
 from inpaint_dist.data.photos import PhotoError
+from inpaint_dist.data.source_table import Source, Sources
 from inpaint_dist.data.tar import MAX_NAME
 from inpaint_dist.errors import UserError
 
@@ -185,3 +188,35 @@ def test_masks_are_paired_by_name():
 def test_a_file_name_that_two_photos_share_pairs_nothing_by_itself():
     photos, masks = [source("a/1.jpg"), source("b/1.jpg")], [source("1.png")]
     assert pair_by_name(photos, masks) == [(), ()]
+
+
+def test_a_table_of_sources_gives_back_what_was_put_in(tmp_path: Path):
+    archive = str(tmp_path / "a.zip")
+    sources = [
+        Source("deep/é.jpg", "deep/é.jpg", str(tmp_path / "deep/é.jpg"), "", 3),
+        Source("x.png", "a.zip:train/x.png", archive, "train/x.png", 1 << 40),
+        Source("x.png", "a.zip:x.png", archive, "x.png", 0),
+        Source("caf\udce9.jpg", "caf\udce9.jpg", f"{tmp_path}/caf\udce9.jpg", "", 9),
+    ]
+    table = pickle.loads(pickle.dumps(Sources(sources)))
+    assert list(table) == sources
+    assert table[1:3] == sources[1:3] and table[-1] == sources[-1]
+    assert [(table.path(i), table.size(i)) for i in range(4)] == [(s.path, s.size) for s in sources]
+    with pytest.raises(IndexError):
+        table[4]
+
+
+def test_a_million_photos_would_take_a_tenth_of_a_gigabyte(tmp_path: Path):
+    """What is held grows by the path and some 20 bytes a photo, not by objects."""
+    held: list[int] = []
+    for count in (100, 2100):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number:08d}_photo.jpg").touch()
+        tracemalloc.start()
+        found = find_photos([str(folder)], "PHOTOS")
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert len(found.sources) == count
+    assert (held[1] - held[0]) / 2000 < 60

@@ -3,10 +3,7 @@
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+import tracemalloc
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -16,13 +13,14 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from inpaint_dist.data import sharding
+from inpaint_dist.data import photo_copies, sharding
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.packed_masks import decode_packed_mask
 from inpaint_dist.data.photos import decode_photo
-from inpaint_dist.data.sharding import ShardingConfig, ShardingReport, make_shards
+from inpaint_dist.data.sharding import Jobs, ShardingConfig, ShardingReport, make_shards
+from inpaint_dist.data.sharding_plan import make_plan
+from inpaint_dist.data.sharding_state import Unfinished
 from inpaint_dist.data.shards import ShardIndex, ShardReader, mask_extension
-from inpaint_dist.data.tar import walk
 from inpaint_dist.data.verification import verify
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import alone_in
@@ -154,6 +152,44 @@ def test_a_val_set_that_is_named_is_the_val_split_and_leaves_train(photos: Path,
     assert sorted(sources(tmp_path / "out", "val")) == ["a.jpg", "b.jpg"]
     assert "2 photos of --val lie among PHOTOS too: train goes without them" in report.notes
     assert any(note.startswith("1 photos are in train and in val, byte for byte") for note in report.notes)
+
+
+def test_photos_of_the_same_bytes_are_left_out_and_listed_where_that_is_asked_for(masks: Path, tmp_path: Path):
+    twin = jpeg(1)[:-2] + b"\x00\xff\xd9"  # as long as its neighbour, but other bytes
+    files = {"a.jpg": jpeg(1), "b/again.jpg": jpeg(1), "c.jpg": jpeg(2), "d.jpg": jpeg(2), "e.jpg": jpeg(3)}
+    put(tmp_path / "p", {**files, "other.jpg": twin, "same size.jpg": jpeg(1)[:-2] + b"\x01\xff\xd9"})
+    put(tmp_path / "v", {"z.jpg": jpeg(3)})
+    report = make(tmp_path / "p", masks, tmp_path / "all", val=(str(tmp_path / "v"),))
+    assert (report.train, report.val) == (7, 1)
+    assert any("--drop-duplicates leaves them out" in note for note in report.notes)
+    report = make(tmp_path / "p", masks, tmp_path / "out", val=(str(tmp_path / "v"),), drop_duplicates=True)
+    assert (report.train, report.val, report.rejected) == (4, 1, 3)
+    assert sorted(sources(tmp_path / "out", "train")) == ["a.jpg", "c.jpg", "other.jpg", "same size.jpg"]
+    lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert {line["photo"]: line["reason"] for line in lines} == {
+        "b/again.jpg": "the same bytes as a.jpg",
+        "d.jpg": "the same bytes as c.jpg",
+        "e.jpg": "the same bytes as z.jpg",
+    }
+    assert report.notes == ("3 photos are copies of others, byte for byte, and were left out",)
+    report = make(tmp_path / "p", masks, tmp_path / "hash", drop_duplicates=True)
+    assert (report.train + report.val, report.rejected) == (5, 2)
+
+
+def test_only_photos_of_one_size_are_read_to_find_copies(masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(tmp_path / "p", {"a.jpg": jpeg(1), "b.jpg": jpeg(1), "c.jpg": jpeg(1) + b"more", "d.jpg": b"?"})
+    read, real = [], photo_copies.PhotoReader.read
+
+    def counting(self, source):
+        read.append(source.path)
+        return real(self, source)
+
+    monkeypatch.setattr(photo_copies.PhotoReader, "read", counting)
+    config = ShardingConfig(
+        photos=(str(tmp_path / "p"),), masks=(str(masks),), out=tmp_path / "out", drop_duplicates=True
+    )
+    assert make_plan(config).copies == [("b.jpg", "the same bytes as a.jpg")]
+    assert sorted(read) == ["a.jpg", "b.jpg"]
 
 
 def test_a_jpeg_of_the_size_is_copied_byte_for_byte_less_its_metadata(tmp_path: Path, masks: Path):
@@ -385,58 +421,6 @@ def test_an_interrupted_run_goes_on_from_the_shards_that_are_done(
     assert "train-000001.tar" in {job.path.name for job in made}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_run_leaves_no_shard_that_looks_whole(masks: Path, tmp_path: Path, workers: int):
-    photo = jpeg(3, 900, 1200)
-    photos = put(tmp_path / "photos", {f"{number:03d}.jpg": photo for number in range(240)})
-    out = tmp_path / "out"
-    command = [
-        sys.executable, str(ROOT / "tools/make_shards.py"), str(photos), "--masks", str(masks), "--out", str(out),
-        "--size", "64", "--samples-per-shard", "40", "--workers", str(workers),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while (not any(out.glob("*.tar")) or len(list(out.glob("*.tar*"))) < 2) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    assert process.poll() is None, "the run ended before it could be killed"
-    children = _children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _wait_for_the_end_of(children)
-    assert not (out / "index.json").exists()
-    finished = list(out.glob("*.tar"))
-    assert finished
-    for path in finished:
-        with path.open("rb") as file:
-            assert len(list(walk(file))) % 3 == 0  # raises where a tar stops without its end
-    subprocess.run(command, check=True, capture_output=True)
-    assert verify(out) == []
-    assert sum(len(ShardIndex.load(out, split)) for split in ("train", "val")) == 240
-    assert not list(out.glob("*.part"))
-    assert not (out / ".unfinished").exists()
-
-
-def _children(pid: int) -> list[int]:
-    listing = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in listing.read_text().split()] if listing.exists() else []
-
-
-def _wait_for_the_end_of(children: list[int]) -> None:
-    """Workers must not outlive a parent that was killed: they would write beside the next run."""
-    deadline = time.monotonic() + 30
-    while any(_is_alive(child) for child in children):
-        assert time.monotonic() < deadline, "a worker outlived its parent"
-        time.sleep(0.01)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_two_runs_into_one_folder_do_not_mix(photos: Path, masks: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     taken = pytest.raises(UserError, match="another make_shards is writing there")
@@ -480,3 +464,25 @@ def test_photos_smaller_than_the_size_are_enlarged_and_counted(photos: Path, mas
     assert report.enlarged == 24
     assert "24 photos were smaller than 48 pixels and were enlarged" in report.notes
     assert verify(tmp_path / "out") == []
+
+
+def test_a_plan_holds_no_object_for_each_photo_and_a_shards_photos_are_listed_when_their_turn_comes(
+    masks: Path, tmp_path: Path
+):
+    held: list[int] = []
+    for count in (100, 2100):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number:08d}_photo.jpg").touch()
+        config = ShardingConfig(photos=(str(folder),), masks=(str(masks),), out=tmp_path / "out", samples_per_shard=50)
+        tracemalloc.start()
+        plan = make_plan(config)
+        jobs = Jobs(Unfinished(tmp_path, plan.settings, {}), plan, 50)
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert (held[1] - held[0]) / 2000 < 90  # objects take some 800
+    keys = [item.key for job in jobs for item in job.items]
+    assert sorted(keys) == [f"{number:08d}_photo" for number in range(2100)]
+    assert jobs.photos == 2100
+    assert max(len(job.items) for job in jobs) == 50
