@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -88,11 +88,12 @@ class Launch:
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather(self, value: object) -> list[object]:
-        """Every rank's value, in their order, on every rank. Collective."""
-        values = [value] * self.world
-        if self.world > 1:
-            dist.all_gather_object(values, value)
+    def gather(self, value: object) -> list[Any]:
+        """Every rank's value, on every rank, by rank. Collective."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
         return values
 
     def wait(self) -> None:

@@ -38,6 +38,8 @@ from inpaint_dist.trainer import Trainer, count_parameters
 from inpaint_dist.weights import BEST, CARD, GENERATOR, export_generator, write_card
 
 GRID_ROWS = 6
+BAD_SAMPLES = "data/bad_samples"
+"""Training samples that could not be read so far, over all ranks, each counted once."""
 
 
 class Run:
@@ -89,6 +91,9 @@ class Run:
         if (saved := read_checkpoint(self.start.checkpoint)) is None:
             return
         self._load(saved)
+        bad = self.sources.loader.bad
+        bad.load_state(saved.state.get("bad_samples", []))
+        bad.check()
         before = saved.state["total_steps"]
         kind = self.config.trainer.lr_schedule
         if before != self.total and kind != "constant":
@@ -178,7 +183,12 @@ class Run:
         if self.is_stuck():
             return
         self._keep_folder()
-        values = self.trainer.read(losses) | self.meter.read(step)
+        bad = self.sources.loader.bad
+        met = torch.tensor(float(len(bad.new)), device=self.launch.device)
+        values = self.trainer.read({**losses, BAD_SAMPLES: met}) | self.meter.read(step)
+        if values[BAD_SAMPLES]:
+            self._agree_on_bad_samples()
+        values[BAD_SAMPLES] = len(bad)
         if self.trainer.faults.skipped:
             values["skipped_steps"] = self.trainer.faults.skipped
         if self.launch.device.type == "cuda":
@@ -233,6 +243,7 @@ class Run:
         """Write a checkpoint and the weights for use; a failure ends the run only at its last step."""
         if self.is_stuck():
             return
+        self._agree_on_bad_samples()
         tensors, state = self.trainer.state()
         whole = {
             "trainer": state,
@@ -241,6 +252,7 @@ class Run:
             "scores": self.scores,
             "best": self.best,
             "health": self.health.state(),
+            "bad_samples": self.sources.loader.bad.state(),
             "validation": self._validation_fingerprint(),
         }
 
@@ -271,10 +283,19 @@ class Run:
         """
         self.tracker.flush()
         self.tracker.plot(force=True)
+        if bad := len(self.sources.loader.bad):
+            self.say(f"note: {bad} training samples could not be read, others were in their place (see log.txt)")
         self.say(
             f"done: {self.total} steps. Curves {self.folder}/plots/losses.png, pictures {self.folder}/samples/, "
             f"weights {self.folder}/{GENERATOR}, checkpoints {self.folder}/checkpoints/"
         )
+
+    def _agree_on_bad_samples(self) -> None:
+        """Name the samples that any rank could not read since the last look, and stop where they are too many."""
+        bad = self.sources.loader.bad
+        for sample in bad.agree(self.launch.gather(bad.new)):
+            self.say(f"bad sample: {sample.reason.splitlines()[0]}; another was read in its place")
+        bad.check()
 
     def _is_best(self) -> bool:
         name = self.config.best_by
@@ -337,8 +358,7 @@ class Run:
         validation = self.sources.validation
         if validation is None or self.config.overfit_one_batch:
             return first.take(GRID_ROWS)
-        count = min(GRID_ROWS, len(validation))
-        return validation.batch([place * len(validation) // count for place in range(count)])
+        return validation.spread(GRID_ROWS)
 
     def _open_tracker(self) -> Tracker:
         tracking = self.config.tracking

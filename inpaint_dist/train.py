@@ -165,6 +165,9 @@ def say_and_leave(config: TrainConfig, launch: Launch, start: Start, sources: So
     """Say what would be done, or that it is done already."""
     if config.dry_run:
         check(sources.first())
+        bad = sources.loader.bad
+        bad.agree(launch.gather(bad.new))
+        bad.check()
         notes = [*notes, f"dry run: {sources.total_steps - start.step:,} steps would run in {config.run_folder}"]
     else:
         notes = [

@@ -331,6 +331,7 @@ def collectives(launch: Launch) -> dict[str, Any]:
         "largest": launch.largest(mine.clone()).tolist(),
         "sum": launch.sum(mine.clone()).tolist(),
         "share": launch.share({"of": launch.rank, "path": Path("x")}),
+        "gather": launch.gather([launch.rank]),
         "waited": launch.wait(),
         "main": launch.is_main,
     }
@@ -608,7 +609,9 @@ def test_collectives_give_every_rank_the_same(ranks: Ranks):
         assert answer["largest"] == [2.0, 20.0]
         assert answer["sum"] == [3.0, 30.0]
         assert answer["share"] == {"of": 0, "path": Path("x")}
+        assert answer["gather"] == [[0], [1]]
     alone = collectives(ALONE)
+    assert alone["gather"] == [[0]]
     assert alone["mean"] == alone["largest"] == alone["sum"] == [1.0, 10.0]
 
 

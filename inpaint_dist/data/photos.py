@@ -199,6 +199,21 @@ def jpeg_header(data: bytes, name: str) -> tuple[int, int, str]:
     return height, width, colours
 
 
+def claimed_size(data: bytes, name: str) -> tuple[int, int] | None:
+    """Width and height of a picture as stored, by its header alone; None where the format is not one of those known.
+
+    Raises:
+        PhotoError: a JPEG's header is damaged, or more pixels are claimed than the limit.
+    """
+    if data.startswith(JPEG_SIGNATURE):
+        height, width, _ = jpeg_header(data, name)
+        return width, height
+    size = image_size(data)
+    if size is not None:
+        _check_pixels(*size, name)
+    return size
+
+
 def _decode_jpeg(data: bytes, name: str, at_least: int) -> Pixels:
     colours = jpeg_header(data, name)[2]
     wanted = "CMYK" if colours in ("CMYK", "YCCK") else "RGB"
@@ -222,11 +237,7 @@ def _simplejpeg(data: bytes, colours: str, at_least: int, *, strict: bool) -> Pi
 
 def _decode_other(data: bytes, name: str) -> Pixels:
     """Decode by OpenCV as stored: uint8 (H, W), (H, W, 3) BGR or (H, W, 4) BGRA."""
-    size = image_size(data)
-    if size is not None:
-        _check_pixels(*size, name)
-    elif data.startswith(JPEG_SIGNATURE):
-        jpeg_header(data, name)
+    claimed_size(data, name)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except cv2.error as error:

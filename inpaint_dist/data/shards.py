@@ -28,6 +28,7 @@ __all__ = [
     "FORMAT",
     "INDEX_NAME",
     "PHOTO_EXTENSION",
+    "PHOTO_EXTENSIONS",
     "SPLITS",
     "UNFINISHED",
     "Member",
@@ -49,9 +50,15 @@ SPLITS = ("train", "val")
 UNFINISHED = ".unfinished"
 """The folder in a folder of shards that is there until their making is done."""
 PHOTO_EXTENSION = "jpg"
+PHOTO_EXTENSIONS = (PHOTO_EXTENSION, "jpeg", "png", "webp", "bmp")
+"""Those of shards that others made, in the order in which they are looked for."""
+MAX_READ = 1 << 28
+"""A member of more bytes is not read at once: no photo or mask has 256 MB."""
 SHARD_NAME = re.compile(r"(train|val)-\d{6,}\.tar")
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for
+_LARGEST_SIDE = 1 << 15
 _OPEN_FILES = 256  # a process may hold 1,024 by default, and a set of a million samples has a thousand shards
 _MAKE = "make them with tools/make_shards.py, or name another folder by --shards"
 
@@ -78,8 +85,7 @@ class Columns(NamedTuple):
     crc32: npt.NDArray[np.uint32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """Where one member of one sample lies."""
 
     shard: int
@@ -122,6 +128,8 @@ class ShardIndex:
     """Extension → where that member lies, by sample."""
     settings: Mapping[str, Any] = field(repr=False)
     """What shaped the shards: the settings of the tool, and a digest of its inputs."""
+    foreign: bool = False
+    """Made by others: members have no checksum, and photos and masks of any size are fitted as they are decoded."""
 
     @classmethod
     def load(cls, folder: Path, split: str) -> "ShardIndex":
@@ -150,9 +158,11 @@ class ShardIndex:
         """Hex sha256 over the shards' names and hashes: equal exactly where the split's bytes are."""
         return sha256("".join(f"{shard.name} {shard.sha256}\n" for shard in self.shards).encode()).hexdigest()
 
-    def extension(self, i: int) -> str:  # noqa: ARG002 - photos of other extensions would be told apart here
+    def extension(self, i: int) -> str:
         """The extension of sample i's photo."""
-        return PHOTO_EXTENSION
+        if not self.foreign:
+            return PHOTO_EXTENSION
+        return next(name for name in PHOTO_EXTENSIONS if name in self.columns and self.columns[name].offset[i] > 0)
 
     def mask_count(self, i: int) -> int:
         """How many masks sample i has."""
@@ -194,7 +204,9 @@ class ShardReader:
             data = os.pread(shard.descriptor, member.size, member.offset)
         except OSError as error:
             raise ShardError(f"{self._name(i, extension)} cannot be read ({error.strerror})") from None
-        if len(data) != member.size or zlib.crc32(data) != member.crc32:
+        if len(data) != member.size:
+            raise ShardError(f"{self._name(i, extension)} is cut short ({len(data)} of {member.size} bytes)")
+        if not self.index.foreign and zlib.crc32(data) != member.crc32:
             name = self._name(i, extension)
             raise ShardError(f"{name} is damaged (its checksum does not fit); tools/check_shards.py lists all faults")
         return data
@@ -239,7 +251,7 @@ class _OpenShard:
         self.descriptor = -1
         path = folder / info.name
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self.descriptor = os.open(path, _READ)
         except OSError as error:
             raise ShardError(f"{path} cannot be opened ({error.strerror}), but the index lists it") from None
         size = os.fstat(self.descriptor).st_size
@@ -263,6 +275,8 @@ def _read_index(folder: Path, split: str) -> tuple[dict[str, Any], Iterator[dict
         raise UserError(f"{folder}: no such folder of shards; {_MAKE}")
     path = folder / INDEX_NAME
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ShardError(f"{path} is no file")
         lines = path.read_text("utf-8").split("\n")
     except FileNotFoundError:
         raise UserError(f"{folder} has no {INDEX_NAME}; {_without_index(folder, split)}") from None
@@ -291,7 +305,7 @@ def _without_index(folder: Path, split: str) -> str:
         return _MAKE
     own = [name for name in tars if name.startswith(split)]
     pattern = _braces(own or tars) or (f"{split}*.tar" if own else "*.tar")
-    return f'its tars can be streamed by --shards "{folder / pattern}", with weaker promises'
+    return f'its tars can be read by --shards "{folder / pattern}"'
 
 
 def _braces(names: list[str]) -> str | None:
@@ -323,17 +337,19 @@ def _assemble(
         missing_before = len(keys)
         for extension in {**parts, **record["members"]}:
             columns = _columns(record["members"].get(extension), info)
-            parts.setdefault(extension, [_absent(missing_before)] if missing_before else []).append(columns)
+            parts.setdefault(extension, [absent(missing_before)] if missing_before else []).append(columns)
         shards.append(info)
         keys += record["keys"]
     if len(set(keys)) != len(keys):
         twice = next(key for key, count in Counter(keys).items() if count > 1)
         raise ValueError(f"two samples have the key {twice}")
+    if not 0 < (size := int(head["size"])) <= _LARGEST_SIDE:
+        raise ValueError(f"{size} pixels a side")
     samples_of = [shard.samples for shard in shards]
     return cls(
         folder=folder,
         split=split,
-        size=int(head["size"]),
+        size=size,
         shards=tuple(shards),
         keys=keys,
         shard_of=np.repeat(np.arange(len(shards), dtype=np.int32), samples_of),
@@ -344,16 +360,30 @@ def _assemble(
 
 def _columns(member: dict[str, list[int]] | None, info: ShardInfo) -> Columns:
     if member is None:
-        return _absent(info.samples)
+        return absent(info.samples)
     columns = Columns(
         np.array(member["offset"], np.int64), np.array(member["size"], np.int64), np.array(member["crc32"], np.uint32)
     )
+    return checked(columns, info)
+
+
+def checked(columns: Columns, info: ShardInfo) -> Columns:
+    """Look whether one kind of member lies within its shard.
+
+    Raises:
+        ValueError: saying what makes no sense.
+    """
     if any(column.shape != (info.samples,) for column in columns):
         raise ValueError(f"{info.name}: its columns do not hold one number a sample")
+    if not info.samples:
+        return columns
     if min(columns.offset.min(), columns.size.min()) < 0 or (columns.offset + columns.size).max() > info.bytes:
         raise ValueError(f"{info.name}: a member lies outside the file")
+    if columns.size.max() > MAX_READ:
+        raise ValueError(f"{info.name}: a member has {columns.size.max()} bytes, more than {MAX_READ}")
     return columns
 
 
-def _absent(samples: int) -> Columns:
+def absent(samples: int) -> Columns:
+    """A kind of member that none of so many samples has."""
     return Columns(np.zeros(samples, np.int64), np.zeros(samples, np.int64), np.zeros(samples, np.uint32))

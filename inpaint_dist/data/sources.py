@@ -7,11 +7,16 @@ import torch
 
 import inpaint_dist
 from inpaint_dist.batch import Batch
+from inpaint_dist.data.foreign_index import can_be_indexed, index_foreign
 from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet, decoders
+from inpaint_dist.data.mask_mixture import read_mixture
 from inpaint_dist.data.order import steps_for
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.data.streaming import WEAKER, StreamingLoader, find_shards, is_stream
 from inpaint_dist.errors import UsageError
+
+DEFAULT_SIZE = 256
+"""Pixels of a side, where shards of others are read and no --size is given."""
 
 
 @dataclass(frozen=True)
@@ -59,35 +64,57 @@ def open_sources(
         UserError: where there is nothing to read, or the batch cannot be divided.
     """
     per_process = config.per_process(place.world, parts)
-    if is_stream(config.shards):
-        return _streamed(config, place, seed, max_steps, per_process)
+    foreign = find_shards(config.shards) if is_stream(config.shards) else []
+    if foreign and not can_be_indexed(foreign):
+        return _streamed(config, place, seed, max_steps, per_process, foreign)
+    index = _foreign(config, foreign, place) if foreign else _own(config)
+    loader = Loader(
+        config, index, seed=seed, rank=place.rank, world=place.world, per_process=per_process, device=place.device
+    )
+    total = max_steps or steps_for(loader.samples, epochs, loader.global_batch)
+    validation = _validation(config, place, index.size, None if foreign else index.folder)
+    notes = [
+        f"data: {loader.samples:,} photos of {index.size}x{index.size} in {index.folder}, "
+        f"{0 if validation is None else len(validation):,} for validation, masks {config.mask_source}"
+    ]
+    if foreign:
+        notes.append(
+            f"these {len(index.shards):,} tars have no checksums: they are fitted to {index.size} pixels as they are "
+            "decoded, and damage is found only where it no longer decodes (make_shards makes checked shards)"
+        )
+    if validation is None:
+        notes.append("no validation samples: nothing is evaluated, and pictures are drawn of training samples")
+    fingerprint = f"{index.fingerprint}:{loader.samples}"
+    return Sources(loader, validation, total, fingerprint, index.size, notes)
+
+
+def _own(config: DataConfig) -> ShardIndex:
     folder = shards_folder(config.shards)
     index = ShardIndex.load(folder, "train")
     if not len(index):
         raise UsageError(f"--shards {folder}: has no training samples")
     if config.size not in (None, index.size):
         raise UsageError(f"--size {config.size}: the shards in {folder} hold pictures of {index.size} pixels")
-    loader = Loader(
-        config, index, seed=seed, rank=place.rank, world=place.world, per_process=per_process, device=place.device
-    )
-    total = max_steps or steps_for(loader.samples, epochs, loader.global_batch)
-    validation = ShardIndex.load(shards_folder(config.val_shards) if config.val_shards else folder, "val")
-    notes = [
-        f"data: {loader.samples:,} photos of {index.size}x{index.size} in {folder}, "
-        f"{len(validation):,} for validation, masks {config.mask_source}"
-    ]
-    if not len(validation):
-        notes.append("no validation samples: nothing is evaluated, and pictures are drawn of training samples")
-    fingerprint = f"{index.fingerprint}:{loader.samples}"
-    return Sources(loader, _validation(validation, place, index.size), total, fingerprint, index.size, notes)
+    return index
 
 
-def _streamed(config: DataConfig, place: Place, seed: int, max_steps: int | None, per_process: int) -> Sources:
+def _foreign(config: DataConfig, files: list[str], place: Place) -> ShardIndex:
+    masks = read_mixture(config.mask_source).stored
+    return index_foreign(files, config.size or DEFAULT_SIZE, masks=masks, keep=place.rank == 0)
+
+
+def _streamed(
+    config: DataConfig, place: Place, seed: int, max_steps: int | None, per_process: int, shards: list[str]
+) -> Sources:
+    """Compressed tars, which have no places to read at."""
+    size, cure = config.size or DEFAULT_SIZE, "compressed tars are streamed; unpack them once, with gunzip or the like"
     if max_steps is None:
-        raise UsageError(f"--shards {config.shards}: no index, so the length of an epoch is unknown: give --max-steps")
-    if config.limit is not None:
-        raise UsageError(f"--limit {config.limit}: needs shards with an index (tools/make_shards.py)")
-    shards, size = find_shards(config.shards), config.size or 256
+        raise UsageError(f"--shards {config.shards}: the length of an epoch is unknown: give --max-steps ({cure})")
+    for flag, given in (("limit", config.limit), ("max-bad-samples", config.max_bad_samples)):
+        if given:
+            raise UsageError(f"--{flag} {given}: {cure}")
+    if len(read_mixture(config.mask_source).names) > 1:
+        raise UsageError(f"--mask-source {config.mask_source}: {cure}")
     loader = StreamingLoader(
         shards,
         mask_source=config.mask_source,
@@ -100,12 +127,21 @@ def _streamed(config: DataConfig, place: Place, seed: int, max_steps: int | None
         device=place.device,
         workers=decoders(config.workers),
     )
-    validation = ShardIndex.load(shards_folder(config.val_shards), "val") if config.val_shards else None
     fingerprint = " ".join(Path(shard).name for shard in shards)
-    return Sources(loader, _validation(validation, place, size), max_steps, fingerprint, size, [WEAKER])
+    return Sources(loader, _validation(config, place, size, None), max_steps, fingerprint, size, [WEAKER])
 
 
-def _validation(index: ShardIndex | None, place: Place, size: int) -> ValidationSet | None:
+def _validation(config: DataConfig, place: Place, size: int, beside: Path | None) -> ValidationSet | None:
+    """What --val-shards names, else the val split of the folder of the training shards, where that has one."""
+    named = config.val_shards
+    if named is not None and is_stream(str(named)):
+        files = find_shards(str(named), "--val-shards")
+        if not can_be_indexed(files):
+            raise UsageError(f"--val-shards {named}: compressed tars cannot be validated on; unpack them once")
+        index = index_foreign(files, size, masks=True, keep=place.rank == 0)
+    else:
+        folder = shards_folder(named) if named is not None else beside
+        index = None if folder is None else ShardIndex.load(folder, "val")
     if index is None or not len(index):
         return None
     if index.size != size:

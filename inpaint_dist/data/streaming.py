@@ -1,4 +1,4 @@
-"""Shards that others made, without an index: read through webdataset itself, with weaker promises.
+"""Shards that others made and compressed, so that they have no places to read at: streamed, with weaker promises.
 
 No exact epochs and no exact resume: a stream has no positions. What is kept: no rank or worker starves, whatever the
 number of shards, and each sample of an epoch goes to one rank.
@@ -20,41 +20,42 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_uint8
 from inpaint_dist.chance import mix
-from inpaint_dist.data.headers import exif_orientation
+from inpaint_dist.data.bad_samples import BadSamples
+from inpaint_dist.data.fitting import fitted_mask, fitted_photo
 from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
-from inpaint_dist.data.photos import decode_mask, decode_photo, fit_mask, fit_photo, upright
+from inpaint_dist.data.shards import PHOTO_EXTENSIONS
 from inpaint_dist.errors import UserError
 
 WEAKER = (
-    "shards without an index: they are streamed by webdataset, so epochs are not exact and a resumed run "
-    "does not see the samples it would have seen (tools/make_shards.py makes shards that keep both promises)"
+    "compressed shards: they are streamed by webdataset, so epochs are not exact and a resumed run does not see the "
+    "samples it would have seen (uncompressed, or made by tools/make_shards.py, they keep both promises)"
 )
-_PHOTOS = ("jpg", "jpeg", "png", "webp", "bmp")
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _SHUFFLE = 500  # samples held to shuffle within a shard's neighbourhood
 _EMPTY = 8  # epochs in a row without a sample that are an error (one may be the turn of an empty shard)
 
 
 def is_stream(shards: str) -> bool:
-    """Whether a --shards value means shards without an index: a pattern or a tar file, not a folder."""
-    return any(sign in shards for sign in "{*?") or shards.endswith(".tar")
+    """Whether a --shards value means tars that others made: a pattern or a tar file, not a folder."""
+    return any(sign in shards for sign in "{*?") or shards.endswith(_TARS)
 
 
-def find_shards(pattern: str) -> list[str]:
-    """Expand a brace pattern or a glob to local tar files.
+def find_shards(pattern: str, flag: str = "--shards") -> list[str]:
+    """Expand a brace pattern or a glob to local tar files; `flag` is what errors call it.
 
     Raises:
         UserError: where nothing matches, or the pattern is a URL or a command.
     """
     if "://" in pattern or pattern.startswith("pipe:"):
-        raise UserError(f"--shards {pattern}: URLs and pipes are not read; bring the shards to this machine first")
+        raise UserError(f"{flag} {pattern}: URLs and pipes are not read; bring the shards to this machine first")
     from braceexpand import braceexpand
 
     expanded = [Path(name) for name in braceexpand(pattern)]
     files = [file for path in expanded for file in (sorted(path.parent.glob(path.name)) or [path])]
     missing = [str(file) for file in files if not file.is_file()]
     if missing or not files:
-        raise UserError(f"--shards {pattern}: no such file: {(missing or [pattern])[0]}")
+        raise UserError(f"{flag} {pattern}: no such file: {(missing or [pattern])[0]}")
     return [str(file) for file in files]
 
 
@@ -112,23 +113,19 @@ class _Stream(IterableDataset[_Sample | str]):
     def _decode(self, sample: dict[str, Any], epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
         key = str(sample["__key__"])
         url = Path(str(sample["__url__"])).name
-        photo = next((sample[name] for name in _PHOTOS if name in sample), None)
+        photo = next((sample[name] for name in PHOTO_EXTENSIONS if name in sample), None)
         if photo is None:
             members = ", ".join(str(name) for name in sample if not str(name).startswith("__"))
             raise UserError(f"{url}: sample {key} has no photo among its members ({members})")
-        image = decode_photo(photo, f"{url}: {key}")
-        pixels = fit_photo(image, self.size)
+        pixels = fitted_photo(photo, self.size, f"{url}: {key}")
         if self.mask_source != "paired":
             rng = mask_rng(self.mask_source, self.seed, epoch, key)
             return pixels, draw_mask(self.mask_source, self.size, self.size, rng), key
-        stored = next((sample[name] for name in sample if str(name).endswith("mask.png")), None)
+        others = (sample[name] for name in sample if str(name).endswith("mask.png"))
+        stored = sample["mask.png"] if "mask.png" in sample else next(others, None)
         if stored is None:
             raise UserError(f"{url}: sample {key} has no mask.png; use --mask-source with a family")
-        mask = decode_mask(stored, f"{url}: {key}")
-        turned = upright(mask, exif_orientation(photo))
-        if turned.shape == image.shape[:2]:  # else it was drawn on the upright photo, or for none in particular
-            mask = turned
-        return pixels, fit_mask(mask, self.size), key
+        return pixels, fitted_mask(stored, photo, self.size, f"{url}: {key}"), key
 
 
 def _opened(shards: list[str]) -> Generator[dict[str, Any], None, None]:
@@ -158,6 +155,8 @@ class StreamingLoader:
         if mask_source == "pool":
             raise UserError("--mask-source pool needs shards with an index; use paired or a family")
         self.global_batch, self.device = per_process * world, device
+        self.bad = BadSamples(0)
+        """Stays empty: a stream stops at the first sample that cannot be read."""
         self._stream = _Stream(shards, mask_source=mask_source, size=size, flip=flip, seed=seed, rank=rank, world=world)
         self._per_process, self._workers = per_process, workers
 

@@ -66,20 +66,34 @@ def parse_header(block: bytes) -> tuple[str, int]:
     Raises:
         ValueError: not the header of a regular file, or damaged; the message says what is wrong.
     """
-    if len(block) < BLOCK:
-        raise ValueError(f"the file ends inside a header ({len(block)} of {BLOCK} bytes)")
-    checksum = _octal(block[148:156], "checksum")
-    if checksum != sum(block) - sum(block[148:156]) + 8 * 0x20:
-        raise ValueError("the header's checksum does not fit")
+    checked_sum(block)
     if block[156:157] not in (b"0", b"\0"):
         raise ValueError(f"the member is no regular file (type {block[156:157]!r})")
     name = block[:MAX_NAME].split(b"\0", 1)[0].decode("ascii", "backslashreplace")
     if not _NAME.fullmatch(name) or block[345:500].strip(b"\0"):
         raise ValueError(f"the member's name {name!r} is not one of a shard")
-    return name, _octal(block[124:136], "size")
+    return name, checked_octal(block[124:136], "size")
 
 
-def _octal(field: bytes, what: str) -> int:
+def checked_sum(block: bytes) -> None:
+    """Look whether a header is whole.
+
+    Raises:
+        ValueError: it is cut short, or its checksum does not fit.
+    """
+    if len(block) < BLOCK:
+        raise ValueError(f"the file ends inside a header ({len(block)} of {BLOCK} bytes)")
+    checksum = checked_octal(block[148:156], "checksum")
+    if checksum != sum(block) - sum(block[148:156]) + 8 * 0x20:
+        raise ValueError("the header's checksum does not fit")
+
+
+def checked_octal(field: bytes, what: str) -> int:
+    """A number of a header.
+
+    Raises:
+        ValueError: it is none, or negative.
+    """
     match = _OCTAL.fullmatch(field)
     if match is None:
         raise ValueError(f"the header's {what} {field!r} is no number")

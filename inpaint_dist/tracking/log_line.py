@@ -22,7 +22,7 @@ def log_line(step: int, total_steps: int, values: Mapping[str, float | int]) -> 
             `d/accuracy_real` and `d/accuracy_fake`, shares that it is right on; `norm/g` and `norm/d`, norms of the
             whole networks' gradients; `grad/NAME`, how hard each term pulls: the norm of its gradient at the
             generator's output; `health/NAME`, figures of the completions; `images_per_second`; `data_wait`, a share in
-            0..1; `memory_gib`; `eta_seconds`; `val/NAME`, metrics on the validation split.
+            0..1; `data/bad_samples`; `memory_gib`; `eta_seconds`; `val/NAME`, metrics on the validation split.
     """
     share = f" {100 * step / total_steps:.1f}%" if total_steps > 0 else ""
     losses = " ".join(part for part in (_loss("G", "g/", values), _loss("D", "d/", values)) if part)
@@ -38,6 +38,7 @@ def log_line(step: int, total_steps: int, values: Mapping[str, float | int]) -> 
         _named("val", _terms("val/", values), 3),
         f"{_number(values['images_per_second'], 2)} img/s" if "images_per_second" in values else "",
         f"data {values['data_wait']:.0%}" if "data_wait" in values else "",
+        f"bad {values['data/bad_samples']:.0f}" if values.get("data/bad_samples") else "",
         f"mem {values['memory_gib']:.1f}G" if "memory_gib" in values else "",
         f"eta {duration(values['eta_seconds'])}" if "eta_seconds" in values else "",
     ]

@@ -283,15 +283,13 @@ def test_a_folder_that_is_none_of_shards_is_named_with_a_cure(folder: Path, tmp_
         (["train-0.tar", "train-2.tar", "val-0.tar"], "train*.tar"),
     ],
 )
-def test_tars_of_others_are_told_with_the_pattern_that_streams_all_of_them(
-    tars: list[str], pattern: str, tmp_path: Path
-):
+def test_tars_of_others_are_told_with_the_pattern_that_reads_all_of_them(tars: list[str], pattern: str, tmp_path: Path):
     for name in tars:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "README.txt").write_text("not a shard")
     with pytest.raises(UserError) as refused:
         ShardIndex.load(tmp_path, "train")
-    assert f'has no index.json; its tars can be streamed by --shards "{tmp_path}/{pattern}"' in str(refused.value)
+    assert f'has no index.json; its tars can be read by --shards "{tmp_path}/{pattern}"' in str(refused.value)
     meant = [name for name in tars if not name.startswith("val")]
     assert sorted(find_shards(f"{tmp_path}/{pattern}")) == sorted(f"{tmp_path}/{name}" for name in meant)
     with pytest.raises(UserError, match="make them with tools/make_shards"):

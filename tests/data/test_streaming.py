@@ -1,3 +1,4 @@
+import gzip
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -42,6 +43,14 @@ def write_shards(folder: Path, counts: Sequence[int], *, masks: bool = True, pho
                 writer.write(sample | ({"mask.png": png(mask)} if masks else {}))
                 number += 1
     return str(folder / f"part-{{000..{len(counts) - 1:03d}}}.tar")
+
+
+def compress(pattern: str) -> str:
+    """Gzip the shards of a pattern; returns theirs."""
+    for name in find_shards(pattern):
+        Path(f"{name}.gz").write_bytes(gzip.compress(Path(name).read_bytes()))
+        Path(name).unlink()
+    return f"{pattern}.gz"
 
 
 def a_loader(pattern: str, rank: int = 0, world: int = 1, **settings: object) -> StreamingLoader:
@@ -198,20 +207,23 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path):
 
 
 def test_a_length_in_steps_is_required_and_the_weaker_promise_is_told(tmp_path: Path):
-    config = DataConfig(shards=write_shards(tmp_path / "shards", [4]), size=SIZE, batch_size=2)
+    pattern = compress(write_shards(tmp_path / "shards", [4]))
 
-    def open_them(max_steps: int | None) -> Sources:
+    def open_them(max_steps: int | None, **more: int) -> Sources:
+        config = DataConfig(shards=pattern, size=SIZE, batch_size=2, **more)
         return open_sources(config, Place(0, 1, CPU), seed=0, epochs=3, max_steps=max_steps, parts=1)
 
     with pytest.raises(UserError, match="--max-steps"):
         open_them(None)
+    with pytest.raises(UserError, match="--max-bad-samples 1: compressed tars are streamed"):
+        open_them(7, max_bad_samples=1)
     sources = open_them(7)
     assert sources.total_steps == 7
     assert any("not exact" in note for note in sources.notes)
 
 
 def test_training_runs_on_them(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny: Callable[..., list[str]]):
-    pattern = write_shards(tmp_path / "shards", [5])
+    pattern = compress(write_shards(tmp_path / "shards", [5]))
     train.main(
         tiny("--shards", pattern, "--size", str(SIZE), "--max-steps", "3", "--batch-size", "2", out=tmp_path / "run")
     )
