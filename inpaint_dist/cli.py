@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, cast, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from inpaint_dist.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from inpaint_dist.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, Preempted, UserError
 
 Config = TypeVar("Config")
 
@@ -86,6 +86,10 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
             raise
         tell(error)
         return error.exit_code
+    except Preempted as end:
+        if not end.is_logged and speaks():
+            sys.stderr.write(f"stopped: {end}\n")
+        return end.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED

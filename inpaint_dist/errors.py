@@ -2,6 +2,7 @@
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_PREEMPTED = 75  # "try again later" (EX_TEMPFAIL of sysexits.h): asked to stop, the same command goes on
 EXIT_INTERRUPTED = 130  # as shells say it of a program ended by Ctrl-C
 
 
@@ -22,3 +23,19 @@ class UsageError(UserError):
 
     exit_code = EXIT_USAGE
     on_every_rank = True
+
+
+class Preempted(KeyboardInterrupt):
+    """A run that was asked to stop by a signal, and did: before its first step, or after one, with a checkpoint.
+
+    No error, and like Ctrl-C caught by nothing that catches errors.
+    """
+
+    exit_code = EXIT_PREEMPTED
+
+    def __init__(self, said: str, *, by_all: bool = False) -> None:
+        super().__init__(said)
+        self.by_all = by_all
+        """Whether all ranks stop at this very place, as they agreed to."""
+        self.is_logged = False
+        """Whether the run's log says it already."""

@@ -3,6 +3,7 @@
 Standard library alone.
 """
 
+import ctypes
 import math
 import os
 import platform
@@ -163,3 +164,12 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def signal_at_parents_end(number: int) -> None:
+    """Have the kernel send a signal when the thread that started this process ends; 0: none. Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

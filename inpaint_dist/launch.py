@@ -1,10 +1,10 @@
 """Where a process runs: rank, device, precision, threads. What `accelerate launch` left open is decided here."""
 
-import ctypes
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from inpaint_dist import STARTED_BY
-from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.host import cores_a_process
+from inpaint_dist.errors import Preempted, UsageError, UserError
+from inpaint_dist.host import cores_a_process, signal_at_parents_end
 
 Precision = Literal["bf16", "fp16", "no"]
 
@@ -102,16 +102,67 @@ class Launch:
             dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
 
 
+VOTES_A_SECOND = 2.0
+
+
+class Vote:
+    """The ranks' common answer, at the same step on all of them, to whether one of them was asked to stop.
+
+    Some times a second, not at every step; alone without any of it. On a GPU the question follows a step's work on the
+    device, and the answer is read after the next step's has been queued, so that the device never waits for it.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch, self._next, self._last = launch, 0, (0, time.monotonic())
+        self._pending: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def is_asked(self, step: int, asked: bool) -> bool:
+        """Whether a rank was asked to stop, as far as all ranks know by now. Collective: after every step."""
+        if self._launch.world == 1:
+            return asked
+        if self._pending is None and step >= self._next:
+            self._put(step, asked)
+            if self._launch.device.type == "cuda":
+                return False
+        if self._pending is None:
+            return False
+        answer, copied = self._pending
+        if copied is not None:
+            copied.synchronize()
+        self._pending = None
+        anybody, seconds = answer.tolist()
+        self._next = step + max(1, int(1 / (VOTES_A_SECOND * max(seconds, 1e-6))))  # of the slowest, so the same on all
+        return anybody > 0
+
+    def _put(self, step: int, asked: bool) -> None:
+        (before, then), now = self._last, time.monotonic()
+        self._last = step, now
+        on_gpu = self._launch.device.type == "cuda"
+        mine = torch.tensor([float(asked), (now - then) / max(1, step - before)], pin_memory=on_gpu)
+        whole = self._launch.largest(mine.to(self._launch.device, non_blocking=True))
+        if not on_gpu:
+            self._pending = whole, None
+            return
+        answer, copied = torch.empty(2, pin_memory=True), torch.cuda.Event()
+        answer.copy_(whole, non_blocking=True)
+        copied.record()
+        self._pending = answer, copied
+
+
 @contextmanager
-def open_launch(config: LaunchConfig) -> Iterator[Launch]:
+def open_launch(config: LaunchConfig, launchers_end: int = signal.SIGKILL) -> Iterator[Launch]:
     """Join the other processes, choose device, precision and threads; leave in order at the end.
+
+    Args:
+        config: what was asked for.
+        launchers_end: the signal that this process gets when its launcher ends.
 
     Raises:
         UsageError: where the launcher started several processes that would not know of each other, or a precision is
             asked for that the device has not.
         UserError: the launcher has gone.
     """
-    with _bound_to_launcher():
+    with _bound_to_launcher(launchers_end):
         yield from _open_launch(config)
 
 
@@ -134,6 +185,11 @@ def _open_launch(config: LaunchConfig) -> Iterator[Launch]:
         yield Launch(accelerator.device, accelerator.process_index, accelerator.num_processes, precision, threads)
         accelerator.wait_for_everyone()
         may_leave = True
+    except Preempted as end:
+        if end.by_all:
+            accelerator.wait_for_everyone()  # the first to have gone would have the launcher end the others
+            may_leave = True
+        raise
     finally:
         if may_leave:
             accelerator.end_training()  # without it one of three runs on several ranks aborts at exit
@@ -141,12 +197,11 @@ def _open_launch(config: LaunchConfig) -> Iterator[Launch]:
 
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 """What torchrun and `accelerate launch` set, each for every process that it starts; no user does."""
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
-def _bound_to_launcher() -> Iterator[None]:
-    """End with the launcher, however it ends: a process left behind would go on writing into the run folder.
+def _bound_to_launcher(number: int) -> Iterator[None]:
+    """Get a signal at the launcher's end, however it ends: a process left behind would go on writing into the folder.
 
     After a Ctrl-C, which all processes of a terminal get, this one ends by itself and has the time to say so. Linux
     alone has the means.
@@ -157,7 +212,7 @@ def _bound_to_launcher() -> Iterator[None]:
     if sys.platform != "linux" or not any(name in os.environ for name in _LAUNCHED):
         yield
         return
-    _on_launchers_end(signal.SIGKILL)
+    signal_at_parents_end(number)
     if os.getppid() != STARTED_BY:
         raise UserError("the launcher that started this process has ended: this one ends too")
     ordinary = signal.getsignal(signal.SIGINT)
@@ -166,7 +221,7 @@ def _bound_to_launcher() -> Iterator[None]:
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        _on_launchers_end(0)
+        signal_at_parents_end(0)
         signal.default_int_handler(number, frame)
 
     signal.signal(signal.SIGINT, interrupt)
@@ -174,11 +229,6 @@ def _bound_to_launcher() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, ordinary)
-
-
-def _on_launchers_end(number: int) -> None:
-    """Have the kernel send a signal when the thread that started this process ends; 0: none."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def resolve_precision(asked: str, *, on_cpu: bool) -> Precision:

@@ -15,10 +15,10 @@ from inpaint_dist.batch import Batch, check, composite, image_to_uint8, masked
 from inpaint_dist.checkpoint import Checkpoint
 from inpaint_dist.config import TrainConfig, interval, shaping, to_json
 from inpaint_dist.data.sources import Sources
-from inpaint_dist.errors import UserError
+from inpaint_dist.errors import Preempted, UserError
 from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, Ruler, evaluate
 from inpaint_dist.faults import Fault, NotFinite
-from inpaint_dist.launch import Launch
+from inpaint_dist.launch import Launch, Vote
 from inpaint_dist.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -31,6 +31,7 @@ from inpaint_dist.run_folder import (
     note_faults,
     read_checkpoint,
 )
+from inpaint_dist.stopping import Stop
 from inpaint_dist.tracking.health import Health
 from inpaint_dist.tracking.meter import Meter
 from inpaint_dist.tracking.tracker import NullTracker, Tracker
@@ -46,8 +47,16 @@ class Run:
     """What happens around the steps."""
 
     def __init__(
-        self, config: TrainConfig, sources: Sources, trainer: Trainer, ruler: Ruler, launch: Launch, start: Start
+        self,
+        config: TrainConfig,
+        sources: Sources,
+        trainer: Trainer,
+        ruler: Ruler,
+        launch: Launch,
+        start: Start,
+        stop: Stop,
     ) -> None:
+        self.stop, self._vote = stop, Vote(launch)
         self.ruler = ruler
         self.config, self.sources, self.trainer, self.launch, self.start = config, sources, trainer, launch, start
         self.folder, self.total = config.run_folder, sources.total_steps
@@ -76,8 +85,10 @@ class Run:
         """Close what is reported to, with how the run ended."""
         if error is not None:
             interrupted = isinstance(error, KeyboardInterrupt)
-            self.tracker.message(f"stopped: {'interrupted' if interrupted else error or kind}")
+            self.tracker.message(f"stopped: {str(error) or ('interrupted' if interrupted else kind)}")
             self.tracker.close("interrupted" if interrupted else "failed")
+            if isinstance(error, Preempted):
+                error.is_logged = True
         else:
             self.tracker.close("finished")
 
@@ -275,12 +286,32 @@ class Run:
         self.launch.wait()
         self.meter.skip()
 
+    def stop_if_asked(self, step: int) -> None:
+        """End the run after this step, with a checkpoint, where a signal asked one of the ranks to. Collective.
+
+        Raises:
+            Preempted: on all ranks.
+        """
+        if step == self.total or not self._vote.is_asked(step, self.stop.asked_by is not None):
+            return
+        if not self.is_due("save", step):
+            self.save(step)
+        self.stop.stage = "leaving"
+        saved = self.folder / CHECKPOINTS / checkpoint.folder_name(step)
+        where = f"{saved} is written, and" if saved.is_dir() else "no checkpoint of it could be written;"
+        raise Preempted(
+            f"by {self.stop.asked_by or 'a signal to another process'} after step {step:,}; {where} the same command "
+            "goes on",
+            by_all=True,
+        )
+
     def finish(self) -> None:
         """Draw the curves, and say where everything is.
 
         Raises:
             UserError: the history could not be written to the end.
         """
+        self.stop.stage = "leaving"
         self.tracker.flush()
         self.tracker.plot(force=True)
         if bad := len(self.sources.loader.bad):

@@ -1,9 +1,20 @@
-"""Training: `accelerate launch -m inpaint_dist.train [RECIPE] [flags]`."""
+"""Training: `accelerate launch -m inpaint_dist.train [RECIPE] [flags]`.
+
+Exit codes: 0 done, 1 failed, 2 wrong flags, 75 stopped by SIGTERM, SIGINT or SIGUSR1 (the same command goes on).
+"""
+
+from contextlib import ExitStack
+
+from inpaint_dist.stopping import listening
+
+if __name__ == "__main__":
+    process = ExitStack()  # left open: a signal means the same to the very end
+    process.enter_context(listening())  # before the imports, which take seconds
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -12,7 +23,7 @@ from inpaint_dist import cli
 from inpaint_dist.batch import check
 from inpaint_dist.config import SECTIONS, TrainConfig, interval, shaping
 from inpaint_dist.data.sources import Place, Sources, open_sources
-from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.errors import EXIT_PREEMPTED, UsageError, UserError
 from inpaint_dist.evaluation import OVER_SETS, Ruler
 from inpaint_dist.launch import Launch, open_launch
 from inpaint_dist.models.blocks import has_batch_statistics
@@ -24,8 +35,13 @@ from inpaint_dist.weights import load_into, read_generator
 
 
 def train(config: TrainConfig) -> None:
-    """Run a training to its end, from its beginning or from its newest checkpoint."""
-    with open_launch(config.launch) as launch, ExitStack() as held:
+    """Run a training to its end, from its beginning or from its newest checkpoint.
+
+    Raises:
+        Preempted: a signal asked for the run to stop, and it has, with a checkpoint.
+    """
+    with listening() as stop, open_launch(config.launch, stop.launchers_end) as launch, ExitStack() as held:
+        stop.stage = "starting"
         sources = open_data(config, launch)
         shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
         start = find_start(config, shape, launch, held)
@@ -36,9 +52,10 @@ def train(config: TrainConfig) -> None:
             say_and_leave(config, launch, start, sources, notes)
             return
         prepare(config, shape, start, launch, held)
-        with Run(config, sources, trainer, ruler, launch, start) as run:
+        with Run(config, sources, trainer, ruler, launch, start, stop) as run:
             run.say(*notes)
             run.restore()
+            stop.stage = "stepping"
             for step, batch in run.batches():
                 losses = trainer.step(batch, measure=run.is_due("report", step))
                 if run.is_due("report", step):
@@ -49,6 +66,7 @@ def train(config: TrainConfig) -> None:
                     run.evaluate(step)
                 if run.is_due("save", step):
                     run.save(step)
+                run.stop_if_asked(step)
             run.finish()
 
 
@@ -207,4 +225,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main))
+    code = cli.run(main)
+    if code == EXIT_PREEMPTED:  # whoever asked for it does not wait until the interpreter is taken down
+        sys.stdout.flush()
+        os._exit(code)
+    raise SystemExit(code)

@@ -30,8 +30,21 @@ def export_generator(path: Path, config: GeneratorConfig, weights: Mapping[str, 
     try:
         with written_whole(path) as part:
             save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, part, metadata)
+            _sort_metadata(part)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error}); free space or mend the disk") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Give equal weights equal bytes: safetensors writes the metadata in another order each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def read_generator(source: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dict[str, str]]:

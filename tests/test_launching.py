@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -301,6 +302,33 @@ def test_a_launcher_that_is_killed_leaves_no_trainer_behind(
 
 
 @linux_alone
+def test_a_launcher_of_one_process_that_passes_no_signal_on_leaves_a_checkpoint_and_no_process(
+    shards: Path, tmp_path: Path
+):
+    """The process learns of its launcher's end from the kernel."""
+    run, never = tmp_path / "run", "1000000"
+    flags = train_flags(shards, run, "--cpu", "--max-steps", never, "--checkpoint-every", never, "--eval-every", never)
+    with (tmp_path / "said").open("w") as said:
+        command = ["accelerate", "launch", "--cpu", *flags]
+        process = subprocess.Popen(command, env=a_users(), cwd=ROOT, stdout=said, stderr=said)
+    trainers: list[int] = []
+    try:
+        until(lambda: "step 10/" in (tmp_path / "said").read_text(), LIMIT)
+        trainers = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert len(trainers) == 1
+        process.terminate()
+        process.wait(LIMIT)
+        until(lambda: not any(map(is_alive, trainers)), 2)
+    finally:
+        for number in (process.pid, *trainers):
+            if is_alive(number):
+                os.kill(number, signal.SIGKILL)
+        process.wait()
+    (saved,) = re.findall(r"stopped: by the end of its launcher after step (\S+); ", (tmp_path / "said").read_text())
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{int(saved.replace(',', '')):07d}"]
+
+
+@linux_alone
 def test_after_ctrl_c_a_trainer_ends_in_order_although_its_launcher_has_gone(
     a_trainer_that_waits: list[str], tmp_path: Path
 ):
@@ -318,7 +346,7 @@ def test_after_ctrl_c_a_trainer_ends_in_order_although_its_launcher_has_gone(
 
 @linux_alone
 def test_a_trainer_whose_launcher_has_gone_before_it_began_ends(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(launch, "_on_launchers_end", lambda number: None)
+    monkeypatch.setattr(launch, "signal_at_parents_end", lambda number: None)
     monkeypatch.setattr(launch, "STARTED_BY", os.getpid())
     with open_launch(LaunchConfig(cpu=True)):  # no launcher: whose child it is does not matter
         pass

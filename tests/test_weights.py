@@ -56,6 +56,14 @@ def test_a_generator_comes_back_as_it_was(tmp_path: Path, config: GeneratorConfi
     assert [found.name for found in tmp_path.iterdir()] == [GENERATOR]
 
 
+def test_equal_weights_are_equal_bytes(tmp_path: Path) -> None:
+    weights = CONFIGS[0].build().state_dict()
+    for _ in range(8):
+        export_generator(tmp_path / GENERATOR, CONFIGS[0], weights, recipe="seed", step=1, size=32, licence="é\n\x1f")
+        (tmp_path / GENERATOR).rename(tmp_path / f"{len(list(tmp_path.iterdir()))}")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_weights_in_channels_last_are_written_too(tmp_path: Path) -> None:
     config = CONFIGS[0]
     network = config.build()

@@ -5,6 +5,7 @@ number of shards, and each sample of an epoch goes to one rank.
 """
 
 import random
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from copy import copy
@@ -26,6 +27,7 @@ from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
 from inpaint_dist.data.shards import PHOTO_EXTENSIONS
 from inpaint_dist.errors import UserError
+from inpaint_dist.host import signal_at_parents_end
 
 WEAKER = (
     "compressed shards: they are streamed by webdataset, so epochs are not exact and a resumed run does not see the "
@@ -175,6 +177,7 @@ class StreamingLoader:
             batch_size=self._per_process,
             num_workers=self._workers,
             collate_fn=_collate,
+            worker_init_fn=_live_with_the_run,
             generator=torch.Generator(),
             pin_memory=self.device.type == "cuda",
         )
@@ -184,6 +187,14 @@ class StreamingLoader:
             pixels, masks, keys = collated
             on_device = (tensor.to(self.device, non_blocking=True) for tensor in (pixels, masks))
             yield Batch(image_from_uint8(next(on_device)), mask_from_uint8(next(on_device)), keys)
+
+
+def _live_with_the_run(_: int) -> None:
+    """In a worker: end with the run alone, not by a signal that a terminal or a scheduler sends to every process."""
+    signal_at_parents_end(signal.SIGKILL)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _collate(samples: list[_Sample | str]) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]] | str:
