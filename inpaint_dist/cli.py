@@ -16,6 +16,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from inpaint_dist.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, Preempted, UserError
+from inpaint_dist.pulse import PULSE
 
 Config = TypeVar("Config")
 
@@ -78,6 +79,18 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     A traceback is printed only for our own bugs, or where `--debug` is among the flags (of any verb or tool).
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    code = EXIT_FAILURE
+    try:
+        code = _run(main, words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILURE
+        raise
+    finally:
+        PULSE.end(code)
+    return code
+
+
+def _run(main: Callable[[Sequence[str]], int | None], words: Sequence[str]) -> int:
     debug = "--debug" in words
     try:
         return main([word for word in words if word != "--debug"]) or 0

@@ -173,3 +173,11 @@ def signal_at_parents_end(number: int) -> None:
     """Have the kernel send a signal when the thread that started this process ends; 0: none. Linux alone can."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there and has not ended, as far as this system tells."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -19,6 +19,7 @@ from inpaint_dist.errors import Preempted, UserError
 from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, Ruler, evaluate
 from inpaint_dist.faults import Fault, NotFinite
 from inpaint_dist.launch import Launch, Vote
+from inpaint_dist.pulse import PULSE
 from inpaint_dist.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -131,13 +132,16 @@ class Run:
         """
         start = self.start.step
         while start < self.total:
+            PULSE.enter("data", start + 1)
             for step, batch in self._batches_from(start):
                 if self._shown is None:
                     check(batch)
                     self._shown = self._choose_shown(batch)
+                PULSE.enter("step")
                 yield step, batch
                 if self.trainer.faults.are_known and self.is_stuck():
                     break
+                PULSE.enter("data", step + 1)
             start = self._go_back() if self.is_stuck() else self.total
 
     def _batches_from(self, start: int) -> Iterator[tuple[int, Batch]]:
@@ -191,6 +195,7 @@ class Run:
 
     def report(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Read the losses, of all ranks, and write them down."""
+        PULSE.enter("report")
         if self.is_stuck():
             return
         self._keep_folder()
@@ -211,6 +216,7 @@ class Run:
 
     def draw(self, step: int) -> None:
         """Draw photo, masked, prediction and composite of fixed samples, with the averaged weights."""
+        PULSE.enter("draw")
         if self.is_stuck():
             return
         generator, shown = self.trainer.averaged(), self._shown
@@ -235,6 +241,7 @@ class Run:
         """
         if self.sources.validation is None:
             return
+        PULSE.enter("evaluate")
         if self.is_stuck():
             return
         generator = self.trainer.averaged()
@@ -252,6 +259,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """Write a checkpoint and the weights for use; a failure ends the run only at its last step."""
+        PULSE.enter("save")
         if self.is_stuck():
             return
         self._agree_on_bad_samples()
@@ -292,6 +300,7 @@ class Run:
         Raises:
             Preempted: on all ranks.
         """
+        PULSE.enter("step")
         if step == self.total or not self._vote.is_asked(step, self.stop.asked_by is not None):
             return
         if not self.is_due("save", step):
@@ -311,6 +320,7 @@ class Run:
         Raises:
             UserError: the history could not be written to the end.
         """
+        PULSE.enter("end")
         self.stop.stage = "leaving"
         self.tracker.flush()
         self.tracker.plot(force=True)

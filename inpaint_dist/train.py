@@ -5,9 +5,11 @@ Exit codes: 0 done, 1 failed, 2 wrong flags, 75 stopped by SIGTERM, SIGINT or SI
 
 from contextlib import ExitStack
 
+from inpaint_dist.pulse import PULSE
 from inpaint_dist.stopping import listening
 
 if __name__ == "__main__":
+    PULSE.begin()
     process = ExitStack()  # left open: a signal means the same to the very end
     process.enter_context(listening())  # before the imports, which take seconds
 
@@ -42,6 +44,7 @@ def train(config: TrainConfig) -> None:
     """
     with listening() as stop, open_launch(config.launch, stop.launchers_end) as launch, ExitStack() as held:
         stop.stage = "starting"
+        PULSE.begin()
         sources = open_data(config, launch)
         shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
         start = find_start(config, shape, launch, held)
