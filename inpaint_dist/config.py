@@ -26,7 +26,8 @@ RESUMABLE = frozenset(
         "recipe", "epochs", "max_steps", "output_dir", "checkpoint_every", "keep_checkpoints", "eval_every",
         "eval_metrics", "best_by", "allow_changed", "overwrite", "dry_run", "data.batch_size", "data.workers",
         "data.val_shards", "data.shards", "data.limit", "data.global_batch_size", "data.max_bad_samples", "launch.cpu",
-        "launch.threads", "launch.mixed_precision", "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm",
+        "launch.threads", "launch.mixed_precision", "launch.hang_timeout", "launch.start_timeout",
+        "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm",
         "trainer.max_skipped_steps", "trainer.max_rollbacks", "objective.perceptual.weights",
         "tracking.report_every", "tracking.sample_every", "tracking.report_to", "tracking.run_name",
     }

@@ -35,8 +35,16 @@ class LaunchConfig:
     threads: int | None = None
     """CPU threads of a process for torch; None: usable cores / processes on this machine. Bit-for-bit repeatability
     holds at equal threads."""
+    hang_timeout: float | None = None
+    """Seconds without any progress after which the run names the rank that stopped, prints all stacks and fails. None:
+    600, or ten times the longest pause so far, if that is more; 0: it waits for ever."""
+    start_timeout: float = 1800.0
+    """The same until the end of the first step, where it is more."""
 
     def __post_init__(self) -> None:
+        for flag, seconds in (("--hang-timeout", self.hang_timeout), ("--start-timeout", self.start_timeout)):
+            if seconds is not None and not seconds >= 0:
+                raise UsageError(f"{flag} {seconds:g}: give 0 or more")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads}: give at least 1")
 

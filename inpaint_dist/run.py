@@ -246,7 +246,9 @@ class Run:
             return
         generator = self.trainer.averaged()
         try:
-            self.scores = evaluate(generator, self.sources.validation, self.ruler, self.launch)
+            self.scores = evaluate(
+                lambda *given: PULSE.beat() or generator(*given), self.sources.validation, self.ruler, self.launch
+            )
         except EvaluationFailed as error:
             self.say(f"warning: {error}; training goes on")
             self.meter.skip()

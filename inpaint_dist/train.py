@@ -33,6 +33,7 @@ from inpaint_dist.recipes import RECIPES
 from inpaint_dist.run import Run
 from inpaint_dist.run_folder import DATASET, GLOBAL_BATCH, Start, find_start, prepare
 from inpaint_dist.trainer import Trainer, count_parameters
+from inpaint_dist.watch import Watch
 from inpaint_dist.weights import load_into, read_generator
 
 
@@ -45,6 +46,8 @@ def train(config: TrainConfig) -> None:
     with listening() as stop, open_launch(config.launch, stop.launchers_end) as launch, ExitStack() as held:
         stop.stage = "starting"
         PULSE.begin()
+        limits = config.launch.hang_timeout, config.launch.start_timeout
+        held.enter_context(Watch(*limits, rank=launch.rank, world=launch.world, stop=stop))
         sources = open_data(config, launch)
         shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
         start = find_start(config, shape, launch, held)
