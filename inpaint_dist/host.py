@@ -175,9 +175,14 @@ def signal_at_parents_end(number: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
+def process_state(process: int) -> str:
+    """What Linux says of a process: R running, S sleeping, T stopped, Z ended and not yet asked for …; "": gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def is_running(process: int) -> bool:
     """Whether a process is there and has not ended, as far as this system tells."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return process_state(process) not in ("", "Z")

@@ -22,12 +22,14 @@ from typing import IO, Literal
 
 from inpaint_dist import cli
 from inpaint_dist.errors import EXIT_FAILURE, EXIT_PREEMPTED, EXIT_USAGE, UsageError
-from inpaint_dist.host import is_running, signal_at_parents_end
+from inpaint_dist.host import is_running, process_state, signal_at_parents_end
 from inpaint_dist.pulse import WATCHED, Place, read_places
 from inpaint_dist.stopping import ASKING
 
 PROG = "python -m inpaint_dist.supervise"
 LAST_LINES = 15
+LOOK_EVERY = 1.0
+"""Seconds between two looks at processes."""
 FAREWELL = 10.0
 """Seconds that processes may outlive their launcher before they are killed."""
 
@@ -49,11 +51,15 @@ class SuperviseConfig:
     shutdown_timeout: int = 600
     """Seconds that torchrun, and accelerate with several processes, wait after a signal before they kill."""
 
+    stopped_timeout: float = 600.0
+    """Seconds for which a process may be stopped (SIGSTOP) before it is killed, which no process can do for itself; 0:
+    for ever."""
+
     def __post_init__(self) -> None:
         for name in ("give_up_after", "give_up_without_progress", "shutdown_timeout"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1")
-        for name in ("first_wait", "longest_wait"):
+        for name in ("first_wait", "longest_wait", "stopped_timeout"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more")
 
@@ -189,12 +195,29 @@ class Supervisor:
             ]
             for reader in readers:
                 reader.start()
-            code = process.wait()
+            code = self._watch(process)
             places = self._await_processes()
             for reader in readers:
                 reader.join(FAREWELL)
             self._process = None
             return Ending(code, places, list(lines))
+
+    def _watch(self, process: "subprocess.Popen[bytes]") -> int:
+        """Wait for the launcher's end, and meanwhile kill what stays stopped."""
+        since: dict[int, float] = {}
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(LOOK_EVERY)
+            now = time.monotonic()
+            stopped = [place for place in read_places(self._folder) if process_state(place.pid) == "T"]
+            since = {place.pid: since.get(place.pid, now) for place in stopped}
+            for place in stopped:
+                if 0 < self.config.stopped_timeout < now - since[place.pid]:
+                    _say(
+                        f"rank {place.rank} in step {place.step:,} was stopped for too long (--stopped-timeout): killed"
+                    )
+                    with suppress(ProcessLookupError):
+                        os.kill(place.pid, signal.SIGKILL)
 
     def _environment(self) -> dict[str, str]:
         wanted = {

@@ -75,10 +75,8 @@ def test_a_rank_that_is_stopped_is_named_and_killed(who: int, nursery: Any, tmp_
     ranks.send(signal.SIGSTOP, who)
     codes = ranks.ended(T + 10)
     assert (codes[who], codes[1 - who]) == (-signal.SIGKILL, 1)
-    assert re.search(
-        rf"\(rank {who} on \S+ tells nothing any more, last in step \d+, \w+: it was stopped",
-        verdict(ranks.said(1 - who)),
-    )
+    said = verdict(ranks.said(1 - who))
+    assert re.search(rf"\(rank {who} on \S+ tells nothing any more, last in step \d+, \w+: it was stopped", said)
 
 
 def test_slow_work_that_goes_on_is_left_alone(nursery: Any, tmp_path: Path):
