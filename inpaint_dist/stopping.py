@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Literal
 
 from inpaint_dist.errors import EXIT_PREEMPTED, Preempted
+from inpaint_dist.pulse import PULSE
 
 ASKING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 """The signals that ask a run to stop."""
@@ -65,7 +66,7 @@ class Stop:
         """In a thread of its own: note the first signal, act on others."""
         if self.stage == "importing":
             _say(f"stopped: by {name_of(number)} before the first step")
-            os._exit(EXIT_PREEMPTED)
+            _end()
         elif self.stage == "starting":
             _end_in(GRACE)  # the main thread leaves by its handler, if it comes to that
         elif number == LAUNCHER_GONE:
@@ -73,7 +74,7 @@ class Stop:
                 self.asked_by = "the end of its launcher"
                 _end_in(GRACE)
         elif self.stage == "leaving":
-            os._exit(EXIT_PREEMPTED)
+            _end()
         else:
             self._receive_in_a_step(number)
 
@@ -157,11 +158,16 @@ def _end_in(seconds: float) -> None:
 
     No thread of Python's runs while the interpreter is being taken down, or a library holds its lock.
     """
-    timer = threading.Timer(seconds, os._exit, (EXIT_PREEMPTED,))
+    timer = threading.Timer(seconds, _end)
     timer.daemon = True
     timer.start()
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds + 0.1)
+
+
+def _end() -> None:
+    PULSE.end(EXIT_PREEMPTED)
+    os._exit(EXIT_PREEMPTED)
 
 
 def _say(text: str) -> None:

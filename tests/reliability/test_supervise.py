@@ -254,6 +254,7 @@ def test_two_ranks_that_are_killed_again_and_again_end_in_the_bits_of_the_unbrok
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_run_by_accelerate_that_is_killed_twenty_times_ends_in_the_bits_of_the_unbroken_run(
     warm: Any, shards: Path, tiny: tuple[str, ...], tmp_path: Path
 ):
