@@ -23,9 +23,9 @@ LIMIT = 90.0
 def until(condition: Callable[[], object], seconds: float = LIMIT) -> None:
     """Wait for something that must come."""
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not (met := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert condition()
+    assert met
 
 
 def is_alive(process: int) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ def starts(folder: Path) -> int:
 
 def until(condition: Callable[[], object], seconds: float = LIMIT) -> None:
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not (met := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert condition()
+    assert met
 
 
 def test_a_run_that_fails_at_the_same_step_is_given_up_with_the_evidence(tmp_path: Path):
@@ -198,7 +199,7 @@ def test_the_command_begins_with_the_first_word_that_is_no_flag():
 
 
 def killed_again_and_again(
-    command: Sequence[str], ranks: Callable[[], list[int]], run: Path, kills: int, total: int
+    command: Sequence[str], ranks: Callable[[int], list[int]], run: Path, kills: int, total: int
 ) -> int:
     """Supervise a run and kill one of its ranks after so many further steps, again and again; the exit code."""
     chance = random.Random(0)
@@ -212,13 +213,17 @@ def killed_again_and_again(
             until(lambda target=target: process.poll() is not None or newest_step(run) >= target)
             assert process.poll() is None
             time.sleep(chance.random() * 0.1)
-            before = ranks()
+            before = ranks(process.pid)
             os.kill(chance.choice(before), signal.SIGKILL)
-            until(lambda before=before: ranks() and not {*ranks()} & {*before})
+            until(lambda before=before: (now := ranks(process.pid)) and not {*now} & {*before})
         return process.wait(LIMIT)
     finally:
         process.kill()
         process.wait()
+
+
+def children(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def newest_step(run: Path) -> int:
@@ -244,7 +249,7 @@ def test_two_ranks_that_are_killed_again_and_again_end_in_the_bits_of_the_unbrok
     words += ["--report-every", "1", "--workers", "0", *flags]
     command = [sys.executable, str(Path(__file__).with_name("launcher.py")), "2", str(out), *words]
 
-    def ranks() -> list[int]:
+    def ranks(_: int) -> list[int]:
         return [int(word) for word in (out / "ranks").read_text().split()]
 
     assert killed_again_and_again(command, ranks, run, kills=3, total=80) == 0
@@ -270,16 +275,12 @@ def test_a_run_by_accelerate_that_is_killed_twenty_times_ends_in_the_bits_of_the
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--main_process_port", str(port), "-m", "inpaint_dist.train", *words]
 
-    def ranks() -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                line, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
-            except OSError:
-                continue
-            if str(run).encode() in line and b"\0LOCAL_RANK=" in environment:
-                found.append(int(path.name))
-        return found
+    def ranks(supervisor: int) -> list[int]:
+        """Children of the launcher; what a launcher or a rank forks for a moment is none of them."""
+        with suppress(OSError):
+            found = [rank for launcher in children(supervisor) for rank in children(launcher)]
+            return [rank for rank in found if b"\0LOCAL_RANK=" in Path(f"/proc/{rank}/environ").read_bytes()]
+        return []
 
     assert killed_again_and_again(command, ranks, run, kills=20, total=1000) == 0
     assert sha256(run) == sha256(unbroken.run)
