@@ -158,12 +158,12 @@ class Vote:
 
 
 @contextmanager
-def open_launch(config: LaunchConfig, launchers_end: int = signal.SIGKILL) -> Iterator[Launch]:
+def open_launch(config: LaunchConfig, launchers_end: int | None = None) -> Iterator[Launch]:
     """Join the other processes, choose device, precision and threads; leave in order at the end.
 
     Args:
         config: what was asked for.
-        launchers_end: the signal that this process gets when its launcher ends.
+        launchers_end: the signal that this process gets when its launcher ends; None: SIGKILL.
 
     Raises:
         UsageError: where the launcher started several processes that would not know of each other, or a precision is
@@ -208,7 +208,7 @@ _LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 
 
 @contextmanager
-def _bound_to_launcher(number: int) -> Iterator[None]:
+def _bound_to_launcher(number: int | None) -> Iterator[None]:
     """Get a signal at the launcher's end, however it ends: a process left behind would go on writing into the folder.
 
     After a Ctrl-C, which all processes of a terminal get, this one ends by itself and has the time to say so. Linux
@@ -220,7 +220,7 @@ def _bound_to_launcher(number: int) -> Iterator[None]:
     if sys.platform != "linux" or not any(name in os.environ for name in _LAUNCHED):
         yield
         return
-    signal_at_parents_end(number)
+    signal_at_parents_end(signal.SIGKILL if number is None else number)
     if os.getppid() != STARTED_BY:
         raise UserError("the launcher that started this process has ended: this one ends too")
     ordinary = signal.getsignal(signal.SIGINT)

@@ -48,14 +48,14 @@ class Stop:
         self._first: dict[bool, float] = {}  # when: of SIGUSR1, which is a notice, and of the others
 
     @property
-    def launchers_end(self) -> int:
-        """The signal to have sent when the launcher ends.
+    def launchers_end(self) -> int | None:
+        """The signal to have sent when the launcher ends; None: SIGKILL.
 
         torchrun passes signals on and waits: where it has gone, it was killed, and its processes are too. The launcher
         of a single process is itself ended by a signal that it should have passed on, so that one may try to save.
         """
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-        return LAUNCHER_GONE if alone and LAUNCHER_GONE and _listening is self else signal.SIGKILL
+        return LAUNCHER_GONE if alone and LAUNCHER_GONE and _listening is self else None
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """In the main thread: leave by an exception where a signal ends the process at once."""
