@@ -51,11 +51,9 @@ class Stop:
     def launchers_end(self) -> int | None:
         """The signal to have sent when the launcher ends; None: SIGKILL.
 
-        torchrun passes signals on and waits: where it has gone, it was killed, and its processes are too. The launcher
-        of a single process is itself ended by a signal that it should have passed on, so that one may try to save.
+        Launchers are themselves ended by signals that they should have passed on, so a process may then try to save.
         """
-        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-        return LAUNCHER_GONE if alone and LAUNCHER_GONE and _listening is self else None
+        return LAUNCHER_GONE if LAUNCHER_GONE and _listening is self else None
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """In the main thread: leave by an exception where a signal ends the process at once."""
@@ -70,13 +68,21 @@ class Stop:
         elif self.stage == "starting":
             _end_in(GRACE)  # the main thread leaves by its handler, if it comes to that
         elif number == LAUNCHER_GONE:
-            if self.asked_by is None:  # else somebody who is still there asked this process itself
-                self.asked_by = "the end of its launcher"
-                _end_in(GRACE)
+            self._lose_launcher()
         elif self.stage == "leaving":
             _end()
         else:
             self._receive_in_a_step(number)
+
+    def _lose_launcher(self) -> None:
+        if self.asked_by is None:
+            self.asked_by = name_of(LAUNCHER_GONE)
+            _end_in(GRACE)
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # torchrun waits for those whom it has asked, until it is asked a second time.
+            in_haste = time.monotonic() - min(self._first.values(), default=0.0) > SAME
+            _end_in(0.0 if in_haste else GRACE)
+        # The launcher of one process never waits: its process was asked by somebody who is still there.
 
     def _receive_in_a_step(self, number: int) -> None:
         # A scheduler sends SIGUSR1 some time before SIGTERM, which is then no impatience.
