@@ -132,7 +132,7 @@ def test_a_process_that_stays_stopped_is_killed_and_the_run_started_again(tmp_pa
     process = supervised(tmp_path, rank, "--stopped-timeout", "0.1")
     _, said = process.communicate(timeout=LIMIT)
     assert (process.returncode, starts(tmp_path)) == (0, 2)
-    assert "supervise: rank 0 in step 5 was stopped (--stopped-timeout): killed" in said
+    assert "supervise: rank 0 in step 5 was stopped for too long (--stopped-timeout): killed" in said
 
 
 def test_a_supervisor_that_is_killed_leaves_nobody_behind(tmp_path: Path):
