@@ -100,7 +100,7 @@ def _run(main: Callable[[Sequence[str]], int | None], words: Sequence[str]) -> i
         tell(error)
         return error.exit_code
     except Preempted as end:
-        if not end.is_logged and speaks():
+        if not end.by_all and speaks():
             sys.stderr.write(f"stopped: {end}\n")
         return end.exit_code
     except KeyboardInterrupt:

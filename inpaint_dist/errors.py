@@ -36,6 +36,4 @@ class Preempted(KeyboardInterrupt):
     def __init__(self, said: str, *, by_all: bool = False) -> None:
         super().__init__(said)
         self.by_all = by_all
-        """Whether all ranks stop at this very place, as they agreed to."""
-        self.is_logged = False
-        """Whether the run's log says it already."""
+        """Whether all ranks stop at this very place, as they agreed to; the run's log says so then."""

@@ -5,9 +5,14 @@ Standard library alone.
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 WATCHED = "INPAINT_DIST_WATCHED"
 """The environment variable by which `supervise` names the folder where each process says where it is."""
@@ -56,6 +61,15 @@ class Pulse:
     def beat(self) -> None:
         """Note that a part of it is done."""
         self.beats += 1
+
+    def beating(self, action: Callable[P, Result]) -> Callable[P, Result]:
+        """The same action, each call of which is noted."""
+
+        def act(*words: P.args, **more: P.kwargs) -> Result:
+            self.beat()
+            return action(*words, **more)
+
+        return act
 
     def end(self, code: int) -> None:
         """Note the exit code, before it is one."""

@@ -15,7 +15,7 @@ from inpaint_dist.batch import Batch, check, composite, image_to_uint8, masked
 from inpaint_dist.checkpoint import Checkpoint
 from inpaint_dist.config import TrainConfig, interval, shaping, to_json
 from inpaint_dist.data.sources import Sources
-from inpaint_dist.errors import Preempted, UserError
+from inpaint_dist.errors import UserError
 from inpaint_dist.evaluation import LOWER_IS_BETTER, EvaluationFailed, Ruler, evaluate
 from inpaint_dist.faults import Fault, NotFinite
 from inpaint_dist.launch import Launch, Vote
@@ -30,6 +30,7 @@ from inpaint_dist.run_folder import (
     describe_run,
     newest_in_health,
     note_faults,
+    preempted,
     read_checkpoint,
 )
 from inpaint_dist.stopping import Stop
@@ -57,8 +58,7 @@ class Run:
         start: Start,
         stop: Stop,
     ) -> None:
-        self.stop, self._vote = stop, Vote(launch)
-        self.ruler = ruler
+        self.ruler, self.stop, self._vote = ruler, stop, Vote(launch)
         self.config, self.sources, self.trainer, self.launch, self.start = config, sources, trainer, launch, start
         self.folder, self.total = config.run_folder, sources.total_steps
         self.shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
@@ -88,8 +88,6 @@ class Run:
             interrupted = isinstance(error, KeyboardInterrupt)
             self.tracker.message(f"stopped: {str(error) or ('interrupted' if interrupted else kind)}")
             self.tracker.close("interrupted" if interrupted else "failed")
-            if isinstance(error, Preempted):
-                error.is_logged = True
         else:
             self.tracker.close("finished")
 
@@ -246,9 +244,7 @@ class Run:
             return
         generator = self.trainer.averaged()
         try:
-            self.scores = evaluate(
-                lambda *given: PULSE.beat() or generator(*given), self.sources.validation, self.ruler, self.launch
-            )
+            self.scores = evaluate(PULSE.beating(generator), self.sources.validation, self.ruler, self.launch)
         except EvaluationFailed as error:
             self.say(f"warning: {error}; training goes on")
             self.meter.skip()
@@ -297,24 +293,13 @@ class Run:
         self.meter.skip()
 
     def stop_if_asked(self, step: int) -> None:
-        """End the run after this step, with a checkpoint, where a signal asked one of the ranks to. Collective.
-
-        Raises:
-            Preempted: on all ranks.
-        """
-        PULSE.enter("step")
+        """End the run by Preempted, with a checkpoint of this step, where a signal asked a rank to. Collective."""
         if step == self.total or not self._vote.is_asked(step, self.stop.asked_by is not None):
             return
         if not self.is_due("save", step):
             self.save(step)
         self.stop.stage = "leaving"
-        saved = self.folder / CHECKPOINTS / checkpoint.folder_name(step)
-        where = f"{saved} is written, and" if saved.is_dir() else "no checkpoint of it could be written;"
-        raise Preempted(
-            f"by {self.stop.asked_by or 'a signal to another process'} after step {step:,}; {where} the same command "
-            "goes on",
-            by_all=True,
-        )
+        raise preempted(self.folder, step, self.stop.asked_by)
 
     def finish(self) -> None:
         """Draw the curves, and say where everything is.

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
 from inpaint_dist.config import RESUMABLE, SECTIONS, TrainConfig, to_json
-from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.errors import Preempted, UsageError, UserError
 from inpaint_dist.faults import Fault
 from inpaint_dist.host import alone_in, versions, written_whole
 from inpaint_dist.launch import Launch
@@ -215,6 +215,14 @@ def environment(launch: Launch) -> dict[str, Any]:
         "precision": launch.precision,
         "threads": launch.threads,
     }
+
+
+def preempted(folder: Path, step: int, asked_by: str | None) -> Preempted:
+    """What ends a run that stops after a step; it says whether the folder has a checkpoint of it."""
+    saved = folder / CHECKPOINTS / checkpoint.folder_name(step)
+    where = f"{saved} is written, and" if saved.is_dir() else "no checkpoint of it could be written;"
+    who = asked_by or "a signal to another process"
+    return Preempted(f"by {who} after step {step:,}; {where} the same command goes on", by_all=True)
 
 
 def read_checkpoint(path: Path | None) -> Checkpoint | None:
