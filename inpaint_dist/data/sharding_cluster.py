@@ -60,7 +60,8 @@ def run_on_cluster(
         raise UserError(f"--scheduler {scheduler}: no scheduler answers there ({_first_line(error)})") from None
     futures: set[Any] = set()
     with client:
-        threads = sum(client.nthreads().values())
+        per_worker: Any = client.nthreads()  # its stubs know the asynchronous client alone
+        threads = sum(per_worker.values())
         if not threads:
             raise UserError(f"--scheduler {scheduler}: has no workers; start some with `dask worker {scheduler}`")
         # A task, not data that is sent: when the worker that holds it dies, the scheduler makes it again.
