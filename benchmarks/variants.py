@@ -19,12 +19,13 @@ def objective(discriminator: DiscriminatorConfig = MEND.discriminator, **changes
 
 VARIANTS: dict[str, TrainConfig] = {
     "mend/unet": replace(MEND, generator=UNetConfig(channels=(32, 64, 128, 256, 256))),
+    "mend/mixed": replace(MEND, generator=replace(MEND.generator, base="mixed")),
     "mend/push-pull": replace(MEND, generator=replace(MEND.generator, base="push-pull")),
     "mend/no-noise": replace(MEND, generator=replace(MEND.generator, noise=0)),
     "mend/transposed": replace(MEND, generator=replace(MEND.generator, upsampling="transposed")),
     "mend/whole-picture": objective(perceptual=PerceptualConfig()),
     "mend/no-perceptual": objective(perceptual_weight=0.0),
-    "mend/perceptual-0.1": objective(perceptual_weight=0.1),
+    "mend/perceptual-10": objective(perceptual_weight=10.0),
     "mend/three-layers": objective(
         perceptual=replace(MEND.objective.perceptual, layers=("relu1_2", "relu2_2", "relu3_3"))
     ),

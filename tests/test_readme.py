@@ -97,6 +97,12 @@ def test_every_file_that_the_readme_names_is_there():
     wanted = {*linked, *named}
     assert len(wanted) >= 10
     assert [name for name in sorted(wanted) if not (ROOT / name).exists()] == []
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    assert len(pages) >= 4
+    for page in pages:
+        linked = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+        assert [name for name in linked if not (page.parent / name).exists()] == [], page.name
+    assert {f"docs/{page.name}" for page in pages} <= wanted  # every page is linked from the README
 
 
 def test_every_recipe_and_mask_family_is_named():
