@@ -21,6 +21,7 @@ SMALL_D = TINY[3:6]
 TINY_OF = {
     "lama": ("--generator.base-channels", "2", "--generator.blocks", "1"),
     "lama-small": ("--generator.base-channels", "2", "--generator.blocks", "1"),
+    "big-lama": ("--generator.base-channels", "2", "--generator.blocks", "1"),
     "context-encoder": tuple(f"--generator.size {SIZE} --generator.channels 4 8 --generator.bottleneck 8".split()),
     "deepfillv2": tuple("--generator.base-channels 4 --generator.dilations 2 --discriminator.halvings 2".split()),
     "aot-gan": tuple("--generator.base-channels 4 --generator.blocks 1 --discriminator.halvings 2".split()),
