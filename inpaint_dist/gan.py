@@ -13,6 +13,7 @@ from inpaint_dist.losses.augmentation import augment_image, augment_mask
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.perceptual import cut_windows, perceptual_distance, style_distance, window_corners, window_size
 from inpaint_dist.losses.reconstruction import reconstruction_distance
+from inpaint_dist.losses.spectrum import focal_frequency_distance, total_variation
 
 Generator: TypeAlias = Callable[[Image, Mask], Image | Drafted]
 Discriminator: TypeAlias = Callable[[Image, Mask], Judgement]
@@ -130,6 +131,10 @@ class InpaintingGAN:
             with torch.no_grad():
                 real = self.judge(real_image, mask)
             terms["feature_matching"] = feature_distance(fake, real)
+        if self.objective.focal_frequency_weight:
+            terms["focal_frequency"] = focal_frequency_distance(shown, batch.image)
+        if self.objective.total_variation_weight:
+            terms["total_variation"] = total_variation(completion.composite, batch.mask)
         if self.features is not None:
             terms |= self._feature_terms(self.features, shown, batch)
         weighted = self.objective.weigh(terms)

@@ -36,6 +36,10 @@ class ObjectiveConfig:
     """Weight of the distance between VGG16's features of completion and photo."""
     style_weight: float = 0.0
     """Weight of the distance between the Gram matrices of those features."""
+    focal_frequency_weight: float = 0.0
+    """Weight of the distance between the spectra of completion and photo, the worst frequencies first."""
+    total_variation_weight: float = 0.0
+    """Weight of the differences between neighbours in the hole and at its edge."""
     r1_weight: float = 0.0
     """Weight of the gradient penalty at photos in the discriminator's loss; 0: none."""
     r1_every: int = 1

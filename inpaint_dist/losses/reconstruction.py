@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from inpaint_dist.batch import Image, Mask
+from inpaint_dist.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,12 @@ class ReconstructionConfig:
     reduction: Literal["sum", "mean", "picture"] = "mean"
     """Over the pixels of one image that count: their mean (a large hole weighs as much as a small one), the plain sum
     over pixels and channels, or that sum over the numbers of the whole picture (both weigh by area)."""
+    scales: int = 1
+    """Sizes of the pictures that are compared, each half of the one before: the distance is the mean over them."""
+
+    def __post_init__(self) -> None:
+        if self.scales < 1:
+            raise UsageError(f"--objective.reconstruction.scales {self.scales}: give at least 1")
 
 
 def reconstruction_distance(
@@ -38,6 +46,18 @@ def reconstruction_distance(
         config.where
     ]
     difference = difference * counted
+    distances = [_distance(difference, counted, config)]
+    for _ in range(1, config.scales):
+        # Means over four pixels, of those that count.
+        weight = F.avg_pool2d(counted, 2)
+        difference = F.avg_pool2d(difference, 2) / weight.clamp_min(0.25)
+        counted = (weight > 0).to(wide)
+        distances.append(_distance(difference, counted, config))
+    return torch.stack(distances).mean()
+
+
+def _distance(difference: Tensor, counted: Tensor, config: ReconstructionConfig) -> Float[Tensor, ""]:
+    """Of a difference that is 0 where nothing counts: (B, 3, h, w), (B, 1, h, w)."""
     distance = difference.abs() if config.kind == "l1" else difference.square()
     per_image = distance.sum(dim=(1, 2, 3))
     if config.reduction == "mean":

@@ -18,6 +18,7 @@ from inpaint_dist.losses.adversarial import (
 )
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig, reconstruction_distance
+from inpaint_dist.losses.spectrum import focal_frequency_distance, total_variation
 
 WHOLE = torch.ones(2, 1, 4, 4)
 """A mask that is all hole."""
@@ -217,3 +218,37 @@ def test_terms_are_weighed_by_name():
 def test_a_negative_weight_is_refused_by_the_name_of_its_flag():
     with pytest.raises(UsageError, match=r"--objective\.adversarial-weight -1"):
         ObjectiveConfig(adversarial_weight=-1.0)
+
+
+def test_the_focal_frequency_distance_weighs_each_frequency_by_its_own_distance():
+    image = torch.zeros(1, 3, 4, 4)
+    flat = torch.full_like(image, 0.5)  # one frequency of 16: 0.5 * 16 / 4 = 2, squared 4, weight 1
+    assert focal_frequency_distance(flat, image).item() == pytest.approx(4 / 16)
+    wave = torch.tensor([1.0, -1.0, 1.0, -1.0]).expand(1, 3, 4, 4)  # another one: 16 / 4 = 4
+    both = focal_frequency_distance(flat + wave, image).item()
+    assert both == pytest.approx((16 * 1 + 4 * 0.5) / 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert focal_frequency_distance(flat.bfloat16(), image).dtype == torch.float32
+
+
+def test_the_total_variation_counts_steps_in_the_hole_and_at_its_edge_alone():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 3:5, 3:5] = 1  # with one pixel around it rows and columns 2 to 5
+    stripes = torch.arange(8.0).remainder(2).view(1, 1, 1, 8).expand(1, 3, 8, 8)  # a step of 1 at every column
+    assert total_variation(stripes, mask).item() == pytest.approx(3 * 4 * 3 / (3 * 64))  # 3 steps in 4 rows
+    outside = torch.where(torch.arange(8.0) > 6, 1.0, 0.0).view(1, 1, 1, 8).expand(1, 3, 8, 8)
+    assert total_variation(outside, mask) == 0
+
+
+def test_a_distance_over_scales_is_the_mean_over_halvings_of_what_counts():
+    image, mask = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
+    mask[..., 1:3] = 1
+    checks = torch.tensor([1.0, -1.0]).repeat(8).view(1, 1, 4, 4).expand(1, 3, 4, 4)
+    plain, two = (reconstruction_distance(checks, image, mask, ReconstructionConfig(scales=n)) for n in (1, 2))
+    assert plain == 1.0
+    # columns 1 and 2 are the hole: at half the size each cell has two of four pixels that count, both of one sign
+    assert two.item() == pytest.approx((1.0 + 1.0) / 2)
+    alike = mask * 0.5
+    assert reconstruction_distance(alike.expand(1, 3, 4, 4), image, mask, ReconstructionConfig(scales=3)) == 0.5
+    with pytest.raises(UsageError, match=r"--objective\.reconstruction\.scales 0"):
+        ReconstructionConfig(scales=0)
