@@ -25,6 +25,7 @@ from inpaint_dist.data.photos import Pixels
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.evaluation import (
     ALL_METRICS,
+    LOWER_IS_BETTER,
     METRICS,
     Completer,
     Measured,
@@ -153,6 +154,8 @@ def open_systems(runs: Sequence[tuple[str, Path]], size: int | None, device: tor
         inpainter = Inpainter.load(place, device="cuda" if device.type == "cuda" else "cpu")
         if size is not None and size % inpainter.size_multiple:
             raise UserError(f"--size {size}: {name} takes multiples of {inpainter.size_multiple}")
+        if size is not None and getattr(inpainter.network, "fixed_size", size) != size:
+            raise UserError(f"--size {size}: {name} is made for pictures of {inpainter.network.fixed_size} pixels")
         systems[name] = inpainter.network
     return systems | FILLS
 
@@ -191,18 +194,20 @@ def table(figures: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     """The figures over all photos, best LPIPS first where it was scored."""
     by = next((name for name in ("lpips_alex", "hole_l1", "psnr") if name in metrics), metrics[0])
     whole = {name: about["all"] for name, about in figures.items()}
-    ranked = sorted(whole, key=lambda name: _main_figure(whole[name][by]), reverse="psnr" in by or by == "ssim")
+    ranked = sorted(whole, key=lambda name: _main_figure(whole[name].get(by)), reverse=by not in LOWER_IS_BETTER)
     lines = [f"{'':<28}" + "".join(f"{metric:>26}" for metric in metrics)]
-    return lines + [f"{name:<28}" + "".join(f"{_cell(whole[name][m]):>26}" for m in metrics) for name in ranked]
+    return lines + [f"{name:<28}" + "".join(f"{_cell(whole[name].get(m)):>26}" for m in metrics) for name in ranked]
 
 
-def _main_figure(part: Mapping[str, float]) -> float:
-    return part["value"] if "value" in part else part["mean"]
+def _main_figure(part: Mapping[str, float] | None) -> float:
+    return 0.0 if part is None else part.get("value", part.get("mean", 0.0))
 
 
-def _cell(part: Mapping[str, float]) -> str:
+def _cell(part: Mapping[str, float] | None) -> str:
+    if part is None:  # of too few photos
+        return "-"
     if "value" in part:
-        return f"{part['value']:.2f}"
+        return f"{part['value']:.4f}"
     if "deviation" in part:
         return f"{part['mean']:.4f} ± {part['deviation']:.4f}"
     return f"{part['mean']:.4f} [{part['low']:.4f}, {part['high']:.4f}]"

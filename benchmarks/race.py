@@ -1,4 +1,4 @@
-"""Quality against minutes: every recipe trained for the same time on the same photos, scored on the same holes.
+"""Quality after equal minutes: recipes trained for as long on the same photos and masks, scored on the same holes.
 
 python -m benchmarks.race --shards DIR --photos DIR --masks DIR --minutes 10 --rows seed unet mend lama-small
 
@@ -35,7 +35,7 @@ from benchmarks.quality import (
 )
 from benchmarks.variants import ROWS
 from inpaint_dist import cli
-from inpaint_dist.config import TrainConfig
+from inpaint_dist.config import TrainConfig, shaping
 from inpaint_dist.data.pairs import PhotoSet
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError
@@ -48,7 +48,7 @@ from inpaint_dist.train import build_trainer, open_data, train
 from inpaint_dist.trainer import count_parameters
 
 WARM, TIMED = 2, 8
-"""Steps that are run before the ones that tell a row's cost, and those."""
+"""Steps that are run before the ones that tell a row's cost, and those at least: of a lazy R1 a whole period."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,8 @@ class RaceConfig:
     """Recipes or variants."""
     minutes: float = 10.0
     """Training time of each row."""
+    mask_source: str | None = "paired"
+    """The masks that every row trains on, as --mask-source of the trainer; None: each recipe's own."""
     metrics: tuple[MetricName, ...] = ("psnr", "hole_l1", "lpips_alex", "kid")
     """What is scored."""
     limit: int | None = None
@@ -124,7 +126,12 @@ def config_of(race: RaceConfig, row: str) -> TrainConfig:
         seed=race.seed,
         eval_every=never,
         checkpoint_every=never,
-        data=replace(base.data, shards=str(race.shards), workers=None if torch.cuda.is_available() else 0),
+        data=replace(
+            base.data,
+            shards=str(race.shards),
+            workers=None if torch.cuda.is_available() else 0,
+            mask_source=race.mask_source or base.data.mask_source,
+        ),
         launch=LaunchConfig(threads=race.threads),
         tracking=replace(base.tracking, report_to="none", sample_every=never),
     )
@@ -139,15 +146,25 @@ def clock() -> float:
 
 
 def step_cost(config: TrainConfig) -> tuple[float, int]:
-    """Seconds of a row's median step, and the generator's number of parameters."""
+    """Seconds of a row's step, and the generator's number of parameters.
+
+    The median; with a lazy R1, that of the steps without it and its share of one with it.
+    """
+    every = config.objective.r1_every if config.objective.r1_weight else 1
+    steps = WARM + max(TIMED, every)
     with open_launch(config.launch) as launch:
-        sources = open_data(replace(config, max_steps=WARM + TIMED), launch)
+        sources = open_data(replace(config, max_steps=steps), launch)
         trainer = build_trainer(config, launch, sources, Start(0, None, []))
         costs, since = [], clock()
-        for batch in sources.loader.batches(0, WARM + TIMED):
+        for batch in sources.loader.batches(0, steps):
             trainer.step(batch)
             costs.append(-since + (since := clock()))
-        return statistics.median(costs[WARM:]), count_parameters(trainer.generator.parameters())
+        plain = [cost for step, cost in enumerate(costs) if step >= WARM and (every == 1 or step % every)]
+        penalised = [cost for step, cost in enumerate(costs) if step >= WARM and step % every == 0]
+        cost = statistics.median(plain)
+        if every > 1:
+            cost += (statistics.median(penalised) - cost) / every
+        return cost, count_parameters(trainer.generator.parameters())
 
 
 def plan_of(race: RaceConfig, row: str) -> Path:
@@ -157,12 +174,26 @@ def plan_of(race: RaceConfig, row: str) -> Path:
 
 def plan_row(race: RaceConfig, row: str) -> None:
     """Measure what a row's step costs, in a process of its own, and fix its length by it, once and for all."""
-    if (plan := plan_of(race, row)).exists():
+    plan, asked = plan_of(race, row), what_shapes(race, row)
+    if plan.exists():
+        before = json.loads(plan.read_text())["of"]
+        if differing := [key for key in asked if before.get(key) != asked[key]]:
+            raise UsageError(
+                f"{plan}: is of another {', '.join(differing)}; name another --work, or remove the row there"
+            )
         return
     cost, parameters = step_cost(config_of(race, row))
     steps = max(1, round(race.seconds / cost))
-    _write(plan, {"steps": steps, "parameters": parameters, "seconds a step": round(cost, 4)})
+    _write(plan, {"of": asked, "steps": steps, "parameters": parameters, "seconds a step": round(cost, 4)})
     print(f"{row}: {steps} steps of {cost:.3f} s", flush=True)
+
+
+def what_shapes(race: RaceConfig, row: str) -> dict[str, Any]:
+    """What a row's training is of: a plan of anything else is not gone on with."""
+    dataset = ShardIndex.load(race.shards, "train").fingerprint
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    whole = {"minutes": race.minutes, "threads": race.threads, "device": device}
+    return json.loads(json.dumps(whole | {"recipe": shaping(config_of(race, row), dataset=dataset)}))
 
 
 def train_row(race: RaceConfig, row: str) -> None:
@@ -170,9 +201,9 @@ def train_row(race: RaceConfig, row: str) -> None:
     told: dict[str, Any] = json.loads(plan_of(race, row).read_text())
     if "seconds" in told:
         return
-    since = clock()
-    train(replace(config_of(race, row), max_steps=told["steps"]))
-    _write(plan_of(race, row), told | {"seconds": round(clock() - since, 1)})
+    since, steps = clock(), told["steps"]
+    train(replace(config_of(race, row), max_steps=steps, checkpoint_every=max(1, steps // 10)))
+    _write(plan_of(race, row), told | {"seconds": round(clock() - since, 1)})  # of the last sitting
 
 
 def _write(path: Path, plain: object) -> None:
@@ -204,8 +235,13 @@ def in_processes(work: Callable[[RaceConfig, str], None], race: RaceConfig) -> N
 
 
 def told(race: RaceConfig) -> dict[str, Any]:
-    """What the training of each row took."""
-    return {row: json.loads(plan_of(race, row).read_text()) for row in race.rows}
+    """What the training of each row took, and what rows may differ in beside their networks and losses."""
+    found: dict[str, Any] = {}
+    for row in race.rows:
+        config, plan = config_of(race, row), json.loads(plan_of(race, row).read_text())
+        about = {"masks": config.data.mask_source, "flip": config.data.flip, "rates": config.trainer.lr_schedule}
+        found[row] = {**about, "batch": config.data.batch_size or 8} | {k: v for k, v in plan.items() if k != "of"}
+    return found
 
 
 def main(argv: Sequence[str]) -> int:
@@ -236,7 +272,7 @@ def main(argv: Sequence[str]) -> int:
         trained_on=f"train split of {race.shards.resolve().name}",
         scored_on=f"{len(pairs)} photos of {race.photos.resolve().name}, masks of {race.masks.resolve().name}",
         size=size,
-        seed=race.seed,
+        seed=f"{race.seed}, one training a row: the intervals are over photos and leave out how trainings vary",
     )
     print(f"wrote {path}")
     return 0

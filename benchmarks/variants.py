@@ -5,7 +5,13 @@ from dataclasses import replace
 from inpaint_dist.config import TrainConfig
 from inpaint_dist.losses.adversarial import HingeConfig, NonSaturatingConfig
 from inpaint_dist.losses.perceptual import PerceptualConfig
-from inpaint_dist.models import DiscriminatorConfig, FeatureDiscriminatorConfig, PatchDiscriminatorConfig, UNetConfig
+from inpaint_dist.models import (
+    DiscriminatorConfig,
+    FeatureDiscriminatorConfig,
+    PatchDiscriminatorConfig,
+    ProjectedDiscriminatorConfig,
+    UNetConfig,
+)
 from inpaint_dist.recipes import RECIPES
 
 MEND = RECIPES["mend"]
@@ -47,6 +53,13 @@ VARIANTS: dict[str, TrainConfig] = {
         r1_weight=0.01,
         r1_every=16,
     ),
+    "mend/projected": objective(
+        ProjectedDiscriminatorConfig(),
+        adversarial=HingeConfig(),
+        adversarial_weight=0.1,
+        discriminator_sees="composite",
+    ),
+    "mend/focal": objective(focal_frequency_weight=1.0),
     "mend/style": objective(style_weight=30.0),
     "mend/lr-3e-3": replace(MEND, trainer=replace(MEND.trainer, lr=3e-3)),
     "mend/prediction": objective(discriminator_sees="prediction"),

@@ -29,6 +29,7 @@ RESUMABLE = frozenset(
         "launch.threads", "launch.mixed_precision", "launch.hang_timeout", "launch.start_timeout",
         "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm",
         "trainer.max_skipped_steps", "trainer.max_rollbacks", "objective.perceptual.weights",
+        "discriminator.weights",
         "tracking.report_every", "tracking.sample_every", "tracking.report_to", "tracking.run_name",
     }
 )  # fmt: skip
@@ -105,6 +106,10 @@ class TrainConfig:
                 f"--discriminator.sigmoid: {loss} wants raw scores, which this discriminator squashes to 0..1: give "
                 "--no-discriminator.sigmoid"
             )
+
+        layers = getattr(self.discriminator, "channels", ())
+        if self.objective.feature_matching_weight and len(layers) < 2:
+            raise UsageError("--objective.feature-matching-weight: give at least two --discriminator.channels to match")
 
     @property
     def run_folder(self) -> Path:

@@ -246,6 +246,8 @@ def _open_run(run: Path, config: EvaluateConfig, pairs: Pairs, launch: Launch) -
     refusal = f"{run} takes multiples of {multiple}"
     if pairs.size is not None and pairs.size % multiple:
         raise UserError(f"pictures of {pairs.size} pixels: {refusal}")
+    if pairs.size is not None and (own := getattr(inpainter.network, "fixed_size", pairs.size)) != pairs.size:
+        raise UserError(f"pictures of {pairs.size} pixels: {run} is made for {own}; give --size {own}")
 
     def fill(numbers: Sequence[int], batch: Batch) -> Image:
         height, width = batch.image.shape[2:]

@@ -26,6 +26,7 @@ from inpaint_dist.metrics.learned import (
     discriminative_scores,
     frechet_distance,
     kernel_distance,
+    need_discriminative_scores,
 )
 
 MetricName: TypeAlias = Literal[
@@ -83,6 +84,8 @@ class Ruler:
         self.learned: dict[MetricName, LPIPS] = {
             name: LPIPS(network, device) for name, network in LEARNED.items() if name in metrics
         }
+        if {"p_ids", "u_ids"} & set(self.metrics):
+            need_discriminative_scores()
         self.inception = Inception(device) if set(OVER_SETS) & set(self.metrics) else None
         self.names: tuple[MetricName, ...] = (*METRICS, *self.learned)
         """Columns of `score`."""

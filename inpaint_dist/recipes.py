@@ -84,8 +84,8 @@ MEND = TrainConfig(
     data=DataConfig(flip=True),
     trainer=TrainerConfig(lr=1e-3, lr_d=2e-4, betas=(0.5, 0.999), lr_schedule="cosine-tail"),
 )
-"""Ours, in the making: a slim U-Net on the mean of push-pull and the nearest known pixels, fast Fourier convolutions at
-1/8 of the size, noise to make texture of, and a perceptual loss that looks through a window.
+"""Ours: a slim U-Net that sees two unlearned fills, push-pull and the nearest known pixels, and weighs them; fast
+Fourier convolutions at 1/8 of the size, noise to make texture of, and a perceptual loss that looks through a window.
 
 What was tried and what it gave: docs/mend.md. Its base alone has an LPIPS 20 % below push-pull's; it has not been
 trained on it for its full minutes yet.
@@ -144,8 +144,8 @@ bottleneck.
 
 As published: losses and their weights, optimiser and rates, the hole. What differs: 256 pixels instead of 128, and the
 mask in; a patch discriminator with batch norm on the whole composite, where the paper has one score of the hole's
-block; no tenfold weight on a ring of overlap; batch of 8 instead of 64. It takes pictures of one size alone
-(--generator.size).
+block; no tenfold weight on a ring of overlap; a bottleneck of 3,750 channels; batch of 8 instead of 64. It takes
+pictures of one size alone (--generator.size).
 """
 
 DEEPFILL = TrainConfig(
@@ -167,7 +167,8 @@ with contextual attention, L1 on both stages' outputs, a hinge GAN on every chan
 discriminator.
 
 As published: networks, losses and weights, optimiser, masks. What differs: batch of 8 a process instead of 16, and a
-hole's mask drawn for each sample. No user-guided channel.
+hole's mask drawn for each sample; the fine stage is told the mask, as the paper draws it and the released code does
+not. No user-guided channel.
 """
 
 AOT = TrainConfig(
@@ -191,9 +192,11 @@ AOT = TrainConfig(
 """AOT-GAN (Zeng et al., 2021): eight blocks that look at four distances at once, L1, perceptual and style losses, and a
 GAN whose discriminator is taught where the hole is.
 
-As published: networks, weights, optimiser, batch of 8. What differs: VGG16 where the paper has VGG19, and features of
-unit length in the perceptual term; these terms look at the composite, where the paper's look at the prediction; the
-generator is rewarded for holes that look real (its released code has that label the other way round).
+As published: the networks' sizes, weights, optimiser, batch of 8. What differs: VGG16 where the paper has VGG19, four
+of its layers, and features of unit length in the perceptual term; these terms look at the composite, where the paper's
+look at the prediction; the softened hole is blurred by a patch of the scores, not by 10 pixels; convolutions pad with
+zeros, not by reflection; masks are those stored with the photos, where the paper has NVIDIA's. The generator is
+rewarded for holes that look real (its released code has that label the other way round).
 """
 
 MIGAN = TrainConfig(
@@ -201,7 +204,7 @@ MIGAN = TrainConfig(
     generator=MIGANConfig(),
     discriminator=GlobalDiscriminatorConfig(),
     objective=ObjectiveConfig(
-        reconstruction=ReconstructionConfig(kind="l1", where="both", reduction="mean"),
+        reconstruction=ReconstructionConfig(kind="l1", where="hole", reduction="picture"),
         reconstruction_weight=2.0,
         adversarial=NonSaturatingConfig(mask_as_fake_target=False),
         adversarial_weight=1.0,
@@ -215,10 +218,11 @@ MIGAN = TrainConfig(
 """MI-GAN (Sargsyan et al., 2023) without its teacher: depthwise separable convolutions for phones, a StyleGAN2-like
 discriminator on composite and mask, lazy R1.
 
-As published: the generator and its size, the GAN loss, R1, optimiser, free-form masks. What differs, and it matters:
-the paper distils a CoModGAN trained on millions of photos, and its L1 is the distance to that teacher's output; here it
-is that to the photo. Convolutions of the discriminator are ordinary ones without equalised rates; batch of 8 instead of
-32.
+As published: the generator's kind and size, the GAN loss, R1, optimiser, free-form masks. What differs, and it
+matters: the paper distils a CoModGAN trained on millions of photos; its L1, over the hole and at several sizes, is the
+distance to that teacher's output, here to the photo at one size. The generator has no noise and ends in tanh; its
+pointwise kernels are ordinary ones; it resamples by means and bilinearly. The discriminator is a patch of 4x4 shorter
+at 256 pixels and without equalised rates; batch of 8 instead of 32.
 """
 
 _ALL = (SEED, UNET, MEND, LAMA_SMALL, LAMA, BIG_LAMA, MIGAN, AOT, DEEPFILL, CONTEXT_ENCODER)

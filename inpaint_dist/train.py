@@ -28,7 +28,8 @@ from inpaint_dist.data.sources import Place, Sources, open_sources
 from inpaint_dist.errors import EXIT_PREEMPTED, UsageError, UserError
 from inpaint_dist.evaluation import OVER_SETS, Ruler
 from inpaint_dist.launch import Launch, open_launch
-from inpaint_dist.models.blocks import has_batch_statistics
+from inpaint_dist.models.blocks import batch_norms
+from inpaint_dist.models.global_discriminator import MinibatchDeviation
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.run import Run
 from inpaint_dist.run_folder import DATASET, GLOBAL_BATCH, Start, find_start, prepare
@@ -114,6 +115,10 @@ def build_trainer(config: TrainConfig, launch: Launch, sources: Sources, start: 
     ranks = 1 if config.trainer.sync_batchnorm else launch.world
     images = sources.loader.global_batch // (ranks * config.trainer.gradient_accumulation_steps)
     _refuse_what_does_not_run(generator, images, sources.size, generator.size_multiple, discriminator.smallest_size)
+    if sources.size < (least := 2 ** (config.objective.reconstruction.scales - 1)):
+        raise UsageError(
+            f"--objective.reconstruction.scales: pictures of {sources.size} pixels have no size of {least}"
+        )
     if config.init_from is not None and start.checkpoint is None:
         _, weights, _ = read_generator(config.init_from)
         load_into(generator, weights, config.init_from)
@@ -139,7 +144,7 @@ def _refuse_what_does_not_run(generator: nn.Module, images: int, size: int, mult
     if size % multiple:
         raise UsageError(
             f"pictures of {size} pixels do not fit the generator, which takes multiples of {multiple}: make "
-            "shards of such a --size, or give it fewer halvings"
+            "shards of such a --size, or give it fewer levels"
         )
     if (own := getattr(generator, "fixed_size", size)) != size:
         raise UsageError(
@@ -148,9 +153,11 @@ def _refuse_what_does_not_run(generator: nn.Module, images: int, size: int, mult
     if size < smallest:
         raise UsageError(
             f"pictures of {size} pixels are too small for the discriminator, which needs {smallest}: make shards of a "
-            "larger --size, or give fewer --discriminator.channels"
+            "larger --size, or give a discriminator that halves them less often (its --discriminator.channels or "
+            "--discriminator.halvings)"
         )
-    if has_batch_statistics(generator) and images * (size // multiple) ** 2 < 2:
+    deepest = getattr(generator, "deepest", multiple)
+    if batch_norms(generator) and images * (size // deepest) ** 2 < 2:
         raise UsageError(
             "the generator's batch norm would see a single number at its deepest level: give a larger --batch-size, or "
             "fewer --generator.channels"
@@ -172,12 +179,18 @@ def describe(config: TrainConfig, launch: Launch, sources: Sources, trainer: Tra
         + f"; {sources.total_steps:,} steps on {launch.device.type} in {precision}, threads: {launch.threads}",
         f"run folder {config.run_folder}: a checkpoint each {saved_every} steps, from which the same command goes on",
     ]
-    if any(map(has_batch_statistics, networks)):
+    varies = any(isinstance(module, MinibatchDeviation) for module in trainer.discriminator.modules())
+    if varies and launch.world * parts > 1:
+        lines.append(
+            "note: the discriminator's minibatch deviation sees the images of each rank and part alone, so this "
+            "differs from one process"
+        )
+    if any(batch_norms(network) for network in networks):
         if parts > 1:
             lines.append("note: batch norm sees each part alone, so this is not the same as one larger batch")
         if launch.world > 1 and not config.trainer.sync_batchnorm:
             lines.append("note: batch norm sees each rank's images alone, so this differs from one process")
-        elif launch.world > 1 and config.objective.r1_weight and has_batch_statistics(trainer.discriminator):
+        elif launch.world > 1 and config.objective.r1_weight and batch_norms(trainer.discriminator):
             lines.append(
                 "note: with R1 the discriminator's batch norm sees each rank's images alone, so this differs from one "
                 "process"

@@ -114,6 +114,8 @@ class Trainer:
                 discriminator = synchronise_batch_norm(discriminator, launch.device)
         self.generator = self._place(generator)
         self.discriminator = self._place(discriminator)
+        self._changing = [b for n, b in self.discriminator.named_buffers() if n in self.discriminator.state_dict()]
+        """D's buffers but for what it only looks through, frozen and never saved."""
         self.ema = deepcopy(self.generator).eval().requires_grad_(False)
         self._ddp_g, self._ddp_d = self._distribute(self.generator), self._distribute(self.discriminator)
         self.gan = InpaintingGAN(
@@ -167,7 +169,7 @@ class Trainer:
         return [
             *self.discriminator.parameters(),
             *(moment for moments in self.optimizer_d.state.values() for moment in moments.values()),
-            *self.discriminator.buffers(),
+            *self._changing,
             *self.generator.buffers(),
             *(tensor for scaler in scalers for tensor in (scaler._scale, scaler._growth_tracker) if tensor is not None),
         ]

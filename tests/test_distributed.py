@@ -26,7 +26,7 @@ from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.evaluation import METRICS, EvaluationFailed, evaluate
 from inpaint_dist.launch import Launch, LaunchConfig, open_launch
-from inpaint_dist.losses.adversarial import NonSaturatingConfig, SoftMaskConfig
+from inpaint_dist.losses.adversarial import HingeConfig, NonSaturatingConfig, SoftMaskConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig
 from inpaint_dist.models import (
@@ -41,6 +41,7 @@ from inpaint_dist.models import (
     GlobalDiscriminatorConfig,
     MIGANConfig,
     PatchDiscriminatorConfig,
+    ProjectedDiscriminatorConfig,
     SeedAutoencoderConfig,
     SpectralDiscriminatorConfig,
     UNetConfig,
@@ -74,6 +75,8 @@ CHANCE = ObjectiveConfig(adversarial_weight=0.5, augment=("colour", "translation
 SQUASHED = PatchDiscriminatorConfig(channels=(4, 8))
 RAW = PatchDiscriminatorConfig(channels=(4, 8), sigmoid=False)
 SPECTRAL = SpectralDiscriminatorConfig(channels=(4, 8), halvings=2)
+PROJECTED = ProjectedDiscriminatorConfig(channels=(4, 4, 8, 8), features="random")
+HINGE = ObjectiveConfig(adversarial=HingeConfig(), adversarial_weight=0.5)
 SOFT = ObjectiveConfig(adversarial=SoftMaskConfig(), adversarial_weight=0.5)
 GAMES = {
     "seed": Game(SeedAutoencoderConfig(channels=(4, 8)), RECIPES["seed"].objective, SQUASHED),
@@ -85,6 +88,7 @@ GAMES = {
     "context encoder": Game(ContextEncoderConfig(size=32, channels=(4, 8), bottleneck=8), FEATURES, RAW),
     "gated": Game(GatedConfig(base_channels=4, dilations=(2,)), RECIPES["deepfillv2"].objective, SPECTRAL),
     "aot": Game(AOTConfig(base_channels=4, blocks=1), SOFT, SPECTRAL),
+    "projected": Game(UNetConfig(channels=(4, 8)), HINGE, PROJECTED),
     "migan": Game(MIGANConfig(channels=(4, 8)), PENALTY, RAW),
 }
 EQUAL = [name for name in GAMES if name != "r1 of batch norm"]

@@ -56,7 +56,6 @@ class Inception:
             UserError: torch-fidelity is not installed, or the weights are nowhere.
         """
         _need("torch_fidelity", "FID, KID and IDS")
-        _need("sklearn", "P-IDS and U-IDS")
         path = find_pretrained(INCEPTION)
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -110,6 +109,15 @@ def kernel_distance(photos: Features, completions: Features) -> tuple[float, flo
         torch.manual_seed(0)
         mean, deviation = metric.compute()
     return float(mean), float(deviation), size
+
+
+def need_discriminative_scores() -> None:
+    """Look for what P-IDS and U-IDS need.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    _need("sklearn", "P-IDS and U-IDS")
 
 
 def discriminative_scores(

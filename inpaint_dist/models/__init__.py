@@ -11,6 +11,7 @@ from inpaint_dist.models.gated import GatedConfig
 from inpaint_dist.models.global_discriminator import GlobalDiscriminatorConfig
 from inpaint_dist.models.migan import MIGANConfig
 from inpaint_dist.models.patch_discriminator import PatchDiscriminatorConfig
+from inpaint_dist.models.projected_discriminator import ProjectedDiscriminatorConfig
 from inpaint_dist.models.seed_autoencoder import SeedAutoencoderConfig
 from inpaint_dist.models.spectral_discriminator import SpectralDiscriminatorConfig
 from inpaint_dist.models.unet import UNetConfig
@@ -26,9 +27,14 @@ GeneratorConfig: TypeAlias = (
     | MIGANConfig
 )
 """Every generator: `config.build()` gives a module of (masked, mask) → prediction for pictures whose sides are
-multiples of its int `size_multiple`; one that has an int `fixed_size` trains on pictures of that size alone."""
+multiples of its int `size_multiple`; one that has an int `fixed_size` trains on pictures of that size alone. An int
+`deepest` says how often smaller its deepest level is, where that is not `size_multiple`."""
 
 DiscriminatorConfig: TypeAlias = (
-    PatchDiscriminatorConfig | FeatureDiscriminatorConfig | SpectralDiscriminatorConfig | GlobalDiscriminatorConfig
+    PatchDiscriminatorConfig
+    | FeatureDiscriminatorConfig
+    | SpectralDiscriminatorConfig
+    | GlobalDiscriminatorConfig
+    | ProjectedDiscriminatorConfig
 )
 """Every discriminator: `config.build()` gives a module of (image, mask) → Judgement with an int `smallest_size`."""

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 
 def down(channels_in: int, channels_out: int, *, norm: bool = False, slope: float = 0.2) -> nn.Sequential:
@@ -39,6 +42,20 @@ def resize_up(channels_in: int, channels_out: int) -> nn.Sequential:
         nn.BatchNorm2d(channels_out),
         nn.ELU(),
     )
+
+
+class _SpectralNormInFloat32(_SpectralNorm):
+    """Torch's, with its power iteration out of the autocast's reach: its products would run in half precision."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast("cuda" if weight.is_cuda else "cpu", enabled=False):
+            return super().forward(weight)
+
+
+def spectral_norm(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Divide a convolution's weight by its largest singular value at each use (Miyato et al., 2018, algorithm 1)."""
+    parametrize.register_parametrization(convolution, "weight", _SpectralNormInFloat32(convolution.weight))
+    return convolution
 
 
 def has_batch_statistics(network: nn.Module) -> bool:

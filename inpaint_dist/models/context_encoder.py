@@ -48,7 +48,7 @@ class ContextEncoder(nn.Module):
     def __init__(self, config: ContextEncoderConfig) -> None:
         super().__init__()
         widths = config.channels
-        self.fixed_size = config.size
+        self.fixed_size, self.deepest = config.size, 2 ** len(widths)
         self.encoder = nn.Sequential(
             *(down(a, b, norm=level > 0) for level, (a, b) in enumerate(pairwise((4, *widths))))
         )

@@ -13,13 +13,14 @@ from inpaint_dist.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalDiscriminatorConfig:
-    """Residual blocks down to 4x4, minibatch deviation, one score (Karras et al., Analyzing and Improving the Image
-    Quality of StyleGAN, 2020, figure 7; its equalised learning rates left out)."""
+    """Residual blocks, minibatch deviation, a mean over 4x4 cells, one score (Karras et al., Analyzing and Improving
+    the Image Quality of StyleGAN, 2020, figure 7). Without its equalised rates, its blur before a halving (means of
+    four pixels here) and lazy R1's correction of Adam."""
 
     channels: tuple[int, ...] = (64, 128, 256, 512, 512, 512)
     """Channels at full size and after each halving."""
     group: int = 4
-    """Pictures over which the deviation is taken: at most the batch, and a divisor of it."""
+    """Pictures over which the deviation is taken; where they do not divide the batch, the nearest number that does."""
 
     def __post_init__(self) -> None:
         if len(self.channels) < 2 or min(self.channels) < 1:
@@ -74,7 +75,8 @@ class MinibatchDeviation(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) → (B, C + 1, h, w). Pictures B/G apart form a group of G."""
         count, _, height, width = features.shape
-        group = max(g for g in range(1, min(self.group, count) + 1) if count % g == 0)
+        divisors = [g for g in range(min(2, count), count + 1) if count % g == 0]
+        group = min(divisors, key=lambda g: abs(g - self.group))
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
         apart = wide.unflatten(0, (group, count // group)).var(dim=0, correction=0)
         told = (apart + 1e-8).sqrt().mean((1, 2, 3)).repeat(group).to(features.dtype)

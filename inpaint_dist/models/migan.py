@@ -18,8 +18,8 @@ class MIGANConfig:
     channels: tuple[int, ...] = (128, 256, 512, 512, 512, 512, 512)
     """Channels at full size and after each halving."""
     branches: int = 3
-    """Depthwise convolutions side by side while training, summed to one; more of them train better and cost nothing in
-    use (section 3.3)."""
+    """Depthwise kernels that are summed to one, which is brought to unit length (section 3.3, re-parametrisation).
+    Their gradients are the same, so under Adam they act as a larger rate."""
 
     def __post_init__(self) -> None:
         if len(self.channels) < 2 or min(self.channels) < 1:
@@ -68,7 +68,8 @@ class MIGANGenerator(nn.Module):
 
 
 class Separable(nn.Module):
-    """Depthwise 3x3 convolutions side by side, then a 1x1 convolution, each with an activation."""
+    """A depthwise 3x3 convolution, the unit-length sum of several kernels, then a 1x1 convolution; each with an
+    activation."""
 
     def __init__(
         self, channels_in: int, channels_out: int, branches: int, *, halve: bool = False, double: bool = False
@@ -85,8 +86,7 @@ class Separable(nn.Module):
         """(B, C, H, W) → (B, C', H, W), half or twice as large where asked for."""
         if self._double:
             features = _twice(features)
-        # One convolution with the branches' summed weights: what is used is what is trained (re-parametrisation).
-        weight, bias = self.weight.sum(0).view(-1, 1, 3, 3), self.bias.sum(0)
+        weight, bias = F.normalize(self.weight.sum(0), dim=1).view(-1, 1, 3, 3), self.bias.sum(0)
         features = self.activation(F.conv2d(features, weight, bias, padding=1, groups=len(weight)))
         if self._halve:
             features = F.avg_pool2d(features, 2)

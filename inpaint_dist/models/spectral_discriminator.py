@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from inpaint_dist.batch import Image, Judgement, Mask
 from inpaint_dist.errors import UsageError
+from inpaint_dist.models.blocks import spectral_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,23 @@ class SpectralDiscriminatorConfig:
         return SpectralDiscriminator(self)
 
 
+def _smallest_size(config: SpectralDiscriminatorConfig) -> int:
+    """Pixels of a side of the smallest picture that leaves something at every layer."""
+    strides = [2] * config.halvings + [1] * (len(config.channels) - config.halvings + bool(config.scores))
+    slack = config.kernel - 2 * ((config.kernel - 1) // 2)  # what a layer takes of its input before its stride
+    size = 1
+    for stride in reversed(strides):
+        size = (size - 1) * stride + slack
+    return size
+
+
 class SpectralDiscriminator(nn.Module):
     """Image, and mask if it is told → raw scores a patch. No batch statistics."""
 
     def __init__(self, config: SpectralDiscriminatorConfig) -> None:
         super().__init__()
         self.sees_mask = config.sees_mask
-        self.smallest_size = 2**config.halvings * (2 if config.kernel % 2 == 0 else 1)
+        self.smallest_size = _smallest_size(config)
         entry = 4 if config.sees_mask else 3
         padding = (config.kernel - 1) // 2
         convolutions = [

@@ -64,6 +64,8 @@ def test_a_row_trains_once_for_the_steps_that_its_time_holds_and_is_scored_besid
     steps = [json.loads(line)["step"] for line in (race.work / "tiny/history.jsonl").read_text().splitlines()]
     assert steps[-1] == 3
     monkeypatch.setattr(module, "train", lambda config: pytest.fail("trained a second time"))
+    with pytest.raises(UsageError, match="is of another minutes, recipe; name another --work"):
+        plan_row(replace(race, minutes=0.2, seed=1), "tiny")
     monkeypatch.setattr(module, "step_cost", lambda config: pytest.fail("measured a second time"))
     plan_row(race, "tiny")
     train_row(race, "tiny")
@@ -76,7 +78,10 @@ def test_a_row_trains_once_for_the_steps_that_its_time_holds_and_is_scored_besid
     written = json.loads((tmp_path / "results" / "race.json").read_text())
     assert written["figures"].keys() == {"tiny", *FILLS}
     assert all(about["all"]["photos"] == 4 for about in written["figures"].values())
-    assert written["context"]["training"] == {"tiny": told}
+    assert written["context"]["training"] == {
+        "tiny": {name: told[name] for name in ("steps", "parameters", "seconds a step", "seconds")}
+        | {"masks": "paired", "flip": True, "rates": "tail", "batch": 2}
+    }
 
 
 def test_a_rows_cost_is_that_of_its_median_step(shards: Path, tiny_row: TrainConfig):

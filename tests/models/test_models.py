@@ -1,5 +1,6 @@
 """Everything on the menu, cooked."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -8,16 +9,19 @@ from torch import nn
 
 from inpaint_dist import models
 from inpaint_dist.batch import Batch, Drafted, masked
-from inpaint_dist.errors import UsageError
+from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.gan import InpaintingGAN
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig, reconstruction_distance
+from inpaint_dist.models import contextual_attention as module
 from inpaint_dist.models.blocks import has_batch_statistics
 from inpaint_dist.models.contextual_attention import contextual_attention
+from inpaint_dist.models.efficientnet_lite import EfficientNetLite0
 from inpaint_dist.models.fourier import FourierUnit
 from inpaint_dist.models.global_discriminator import MinibatchDeviation
 from inpaint_dist.models.nearest_fill import nearest_fill
 from inpaint_dist.models.push_pull import push_pull
+from inpaint_dist.pretrained import read_pretrained
 from inpaint_dist.recipes import RECIPES
 
 SMALL = {
@@ -174,6 +178,7 @@ SMALL_JUDGES = {
     models.FeatureDiscriminatorConfig: {},
     models.SpectralDiscriminatorConfig: {"halvings": 2},
     models.GlobalDiscriminatorConfig: {"channels": (4, 8, 8, 8)},
+    models.ProjectedDiscriminatorConfig: {"channels": (4, 4, 8, 8), "features": "random"},
 }
 assert SMALL_JUDGES.keys() == set(DISCRIMINATORS)
 every_discriminator = pytest.mark.parametrize("kind", DISCRIMINATORS)
@@ -188,12 +193,30 @@ def small_judge(kind: type) -> nn.Module:
 def test_a_discriminator_gives_scores_and_the_features_of_the_layers_below(kind: type):
     judge = small_judge(kind)
     image, mask = a_batch(32)
-    judgement = judge(image, mask)
+    judgement = judge(image.requires_grad_(), mask)
     assert judgement.scores.ndim == 4 and len(judgement.scores) == 2
     assert len(judgement.features) >= 2
     assert all(features.shape[0] == 2 and features.requires_grad for features in judgement.features)
     smallest = judge.smallest_size
     judge(*(part[..., :smallest, :smallest] for part in a_batch(32)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        models.SpectralDiscriminatorConfig(channels=(4, 4, 4, 4), kernel=4, halvings=3, sees_mask=False, scores=1),
+        models.SpectralDiscriminatorConfig(channels=(4, 4, 4), kernel=4, halvings=2),
+        models.SpectralDiscriminatorConfig(channels=(4, 4, 4), kernel=2, halvings=3),
+    ],
+    ids=repr,
+)
+def test_a_spectral_discriminators_smallest_size_is_the_smallest_that_it_takes(
+    config: models.SpectralDiscriminatorConfig,
+):
+    judge = config.build()
+    assert judge(*a_batch(judge.smallest_size)).scores.shape[-1] >= 1
+    with pytest.raises(RuntimeError):
+        judge(*a_batch(judge.smallest_size - 1))
 
 
 @every_discriminator
@@ -223,6 +246,48 @@ def test_discriminators_that_are_told_the_hole_look_at_it(kind: type):
     assert not torch.equal(judge(image, mask).scores, judge(image, 1 - mask).scores)
 
 
+def test_a_projected_discriminator_trains_its_judges_alone_and_lets_gradients_reach_the_picture():
+    judge = small_judge(models.ProjectedDiscriminatorConfig)
+    assert {name.split(".")[0] for name, _ in judge.named_parameters()} == {"judges"}
+    assert not any(name.startswith("trunk") for name in judge.state_dict())  # it is loaded, not saved
+    assert {name.split(".")[0] for name in judge.state_dict()} == {"mixing", "judges"}
+    image, mask = a_batch(64)
+    scores = judge(image.requires_grad_(), mask).scores
+    assert scores.shape == (2, 4, 4, 4)
+    scores.sum().backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+
+
+LITE0 = Path(__file__).parents[3] / "shared/weights/efficientnet-lite0-57934424.fp16.pth"
+
+
+@pytest.mark.skipif(not LITE0.exists(), reason="EfficientNet-lite0's weights are not beside the checkout")
+def test_the_features_of_efficientnet_lite0_are_those_that_its_own_layers_give():
+    """A trunk of torch's own layers, batch norm and all, run on the same weights."""
+    raw = read_pretrained(LITE0)
+    trunk = EfficientNetLite0(raw)
+    image = a_batch(64)[0]
+    features = trunk(image)
+    assert [tuple(f.shape[1:]) for f in features] == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+
+    def norm(values: torch.Tensor, name: str) -> torch.Tensor:
+        mean, variance, weight, bias = (
+            raw[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return nn.functional.batch_norm(values, mean, variance, weight, bias, eps=1e-3)
+
+    stem = nn.functional.pad(image, (0, 1, 0, 1))  # an even size at stride 2: TensorFlow's odd pixel comes after
+    values = nn.functional.relu6(norm(nn.functional.conv2d(stem, raw["_conv_stem.weight"], stride=2), "_bn0"))
+    first = nn.functional.conv2d(values, raw["_blocks.0._depthwise_conv.weight"], padding=1, groups=32)
+    first = nn.functional.relu6(norm(first, "_blocks.0._bn1"))
+    first = norm(nn.functional.conv2d(first, raw["_blocks.0._project_conv.weight"]), "_blocks.0._bn2")
+    ours = trunk.blocks[0](nn.functional.relu6(trunk.stem(image)))
+    assert torch.allclose(ours, first, atol=1e-4)
+    assert [f.isfinite().all().item() and f.std().item() > 0.05 for f in features] == [True] * 4
+    with pytest.raises(UserError, match=r"not EfficientNet-lite0.*--discriminator\.weights"):
+        models.ProjectedDiscriminatorConfig(weights=LITE0.with_name("lpips_alex_trunk_and_lins.fp16.pth")).build()
+
+
 def test_a_spectral_discriminators_layers_stretch_nothing():
     judge = models.SpectralDiscriminatorConfig(channels=(8, 16), halvings=2).build()
     for _ in range(60):  # each forward brings the estimate nearer
@@ -236,12 +301,8 @@ def test_the_minibatch_deviation_is_that_of_each_group():
     features = torch.tensor([0.0, 1.0, 2.0, 5.0]).view(4, 1, 1, 1).expand(4, 2, 3, 3)
     told = MinibatchDeviation(2)(features)[:, 2, 0, 0]  # groups of pictures 0 and 2, 1 and 3
     assert told.tolist() == pytest.approx([1.0, 2.0, 1.0, 2.0], abs=1e-3)
-    assert MinibatchDeviation(4)(features[:3]).shape == (
-        3,
-        3,
-        3,
-        3,
-    )  # a group that does not divide the batch is smaller
+    three = MinibatchDeviation(4)(features[:3])  # 4 do not divide 3 pictures: one group of 3
+    assert three[:, 2, 0, 0].tolist() == pytest.approx([(2 / 3) ** 0.5] * 3, abs=1e-3)
 
 
 def test_a_coarse_draft_is_told_while_training_and_asked_to_be_near_the_photo():
@@ -283,6 +344,32 @@ def test_attention_takes_nothing_from_holes_and_each_picture_of_a_batch_for_itse
     assert torch.isfinite(contextual_attention(features, torch.ones_like(hole))).all()
 
 
+def test_attention_in_half_precision_is_that_of_float32():
+    torch.manual_seed(0)
+    features, hole = torch.randn(1, 32, 16, 16).bfloat16(), torch.zeros(1, 1, 16, 16)
+    hole[:, :, 5:9, 5:9] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        half = contextual_attention(features, hole)
+    exact = contextual_attention(features.float(), hole)
+    assert (half.float() - exact).abs().mean() < 0.004 * exact.abs().mean()
+
+
+def test_attention_a_band_at_a_time_is_that_of_all_at_once(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    features, hole = torch.randn(2, 4, 20, 12), (torch.rand(2, 1, 20, 12) > 0.9).float()
+    whole = contextual_attention(features, hole)
+    for at_once in (1, 2 * 10 * 6 * 6 * 3):
+        monkeypatch.setattr(module, "_AT_ONCE", at_once)
+        assert torch.allclose(contextual_attention(features, hole), whole, atol=1e-5)
+
+
+def test_attention_takes_nothing_from_a_hole_one_place_wide():
+    features, hole = torch.ones(1, 3, 16, 16), torch.zeros(1, 1, 16, 16)
+    hole[:, :, 7] = 1  # an odd row, which the halved mask does not see
+    features[:, :, 7] = 7.0
+    assert contextual_attention(features, hole).amax() < 1.01
+
+
 def test_a_context_encoder_takes_other_sizes_by_bringing_them_to_its_own():
     network = small(models.ContextEncoderConfig).eval()
     image, mask = a_batch(24)
@@ -297,6 +384,7 @@ SQUASHED_AND_RAW = (
     models.FeatureDiscriminatorConfig(channels=(4, 8, 8)),
     models.SpectralDiscriminatorConfig(channels=(4, 8, 8), halvings=2),
     models.GlobalDiscriminatorConfig(channels=(4, 8, 8, 8)),
+    models.ProjectedDiscriminatorConfig(channels=(4, 4, 8, 8), features="random"),
 )
 assert {type(config) for config in SQUASHED_AND_RAW} == set(DISCRIMINATORS)
 
