@@ -25,6 +25,7 @@ from inpaint_dist.data.bad_samples import BadSamples
 from inpaint_dist.data.fitting import fitted_mask, fitted_photo
 from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
+from inpaint_dist.data.remote import is_pipe, is_remote, redacted
 from inpaint_dist.data.shards import PHOTO_EXTENSIONS
 from inpaint_dist.errors import UserError
 from inpaint_dist.host import signal_at_parents_end
@@ -40,6 +41,10 @@ _EMPTY = 8  # epochs in a row without a sample that are an error (one may be the
 
 def is_stream(shards: str) -> bool:
     """Whether a --shards value means tars that others made: a pattern or a tar file, not a folder."""
+    if is_pipe(shards):
+        return True
+    if is_remote(shards):  # a URL may have a query
+        shards = shards.partition("?")[0]
     return any(sign in shards for sign in "{*?") or shards.endswith(_TARS)
 
 
@@ -49,8 +54,10 @@ def find_shards(pattern: str, flag: str = "--shards") -> list[str]:
     Raises:
         UserError: where nothing matches, or the pattern is a URL or a command.
     """
-    if "://" in pattern or pattern.startswith("pipe:"):
-        raise UserError(f"{flag} {pattern}: URLs and pipes are not read; bring the shards to this machine first")
+    if is_remote(pattern) or is_pipe(pattern):
+        raise UserError(
+            f"{flag} {redacted(pattern)}: others' tars are not read from there; bring them to this machine first"
+        )
     from braceexpand import braceexpand
 
     expanded = [Path(name) for name in braceexpand(pattern)]
