@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import IO, Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from inpaint_dist.chance import mix
@@ -51,6 +51,11 @@ def redacted(text: str) -> str:
     return _SECRETS.sub(lambda url: f"{url[1]}{'***@' if url[2] else ''}{url[3]}{'?***' if url[4] else ''}", text)
 
 
+def shown_folder(url: str) -> str:
+    """The URL of a folder as it may be shown, for the name of a file to follow."""
+    return redacted(url).removesuffix("?***").rstrip("/")
+
+
 class RemoteError(UserError):
     """A file cannot be had from where it is; `passing` says whether it may be had later."""
 
@@ -75,6 +80,10 @@ class Patience:
     def wait(self, attempt: int, *name: int) -> float:
         """Seconds after a try that failed, counted from 0: up to a half less, by a draw that `name` alone decides."""
         return min(self.longest_wait, self.first_wait * 2**attempt) * (1 - mix(*name, attempt) / 2**65)
+
+
+PATIENCE = Patience()
+"""Where nobody says otherwise."""
 
 
 def tried(
@@ -131,15 +140,15 @@ def opened(url: str, name: str, timeout: float, unless: Seen | None = None) -> I
     """Ask for a file of a remote folder.
 
     Args:
-        url: the folder.
-        name: the file in it.
+        url: the folder, or the file itself.
+        name: the file in the folder; empty: `url` is that of a file.
         timeout: seconds without a byte after which it has failed (of http; other libraries have their own).
         unless: the version that is at hand; where the file still is that one, None is given.
 
     Raises:
         RemoteError: it cannot be had, or reading it failed within the block.
     """
-    shown = f"{redacted(url).removesuffix('?***').rstrip('/')}/{name}"
+    shown = f"{shown_folder(url)}/{name}" if name else redacted(url)
     try:
         is_http = urlsplit(url).scheme.lower() in ("http", "https")
         with _by_http(url, name, timeout, unless) if is_http else _by_fsspec(url, name, unless) as answer:
@@ -182,6 +191,43 @@ def blocks(answer: Answer, timeout: float, stop: threading.Event | None = None) 
             since, came = now, 0
 
 
+def download(url: str, file: IO[bytes], patience: Patience, *name: int) -> None:
+    """Bring a whole file of any size into an open one.
+
+    Args:
+        url: the file.
+        file: it is written from its beginning, and is left there.
+        patience: with the server.
+        name: of the random draws of the waiting.
+
+    Raises:
+        RemoteError: it cannot be had.
+    """
+
+    def once() -> None:
+        file.seek(0)
+        file.truncate()
+        with opened(url, "", patience.timeout) as answer:
+            if answer is None:
+                raise RemoteError(f"{redacted(url)}: no answer", passing=True)
+            for block in blocks(answer, patience.timeout):
+                file.write(block)
+            refuse_cut(redacted(url), file.tell(), answer.length)
+
+    tried(once, patience, *name)
+    file.seek(0)
+
+
+def refuse_cut(name: str, came: int, expected: int | None) -> None:
+    """Look whether a file came to its end: a connection that breaks off looks like one.
+
+    Raises:
+        RemoteError: it did not.
+    """
+    if expected is not None and came < expected:
+        raise RemoteError(f"{name}: broke off after {came} of {expected} bytes", passing=True)
+
+
 # -------------------------------------------------------------------- http, by the standard library
 
 
@@ -204,7 +250,9 @@ class _HttpAnswer:
 def _by_http(url: str, name: str, timeout: float, unless: Seen | None) -> Iterator[Answer | None]:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    place = urlunsplit((parts.scheme, host, f"{parts.path.rstrip('/')}/{name}", parts.query, ""))
+    place = urlunsplit(
+        (parts.scheme, host, f"{parts.path.rstrip('/')}/{name}" if name else parts.path, parts.query, "")
+    )
     request = urllib.request.Request(place, headers={"User-Agent": "inpaint_dist"})
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -241,7 +289,7 @@ def _by_fsspec(url: str, name: str, unless: Seen | None) -> Iterator[Answer | No
     from fsspec.core import url_to_fs
 
     system, folder = url_to_fs(url)
-    path = f"{folder.rstrip('/')}/{name}"
+    path = f"{folder.rstrip('/')}/{name}" if name else folder
     info: dict[str, Any] = system.info(path)
     versions = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "created", "generation", "md5Hash")
     seen = {key: str(info[key]) for key in versions if info.get(key) is not None}

@@ -24,25 +24,17 @@ from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
 
-from inpaint_dist.data.remote import Patience, RemoteError, blocks, opened, redacted, tried
+from inpaint_dist.data.remote import PATIENCE, Patience, RemoteError, blocks, opened, refuse_cut, shown_folder, tried
 from inpaint_dist.data.shards import INDEX_NAME, ShardInfo
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import PART, sync_to_disk, written_whole
 
 GB = 10**9
-PATIENCE = Patience()
-"""With a server, where nobody says otherwise."""
 _SEEN = "seen.json"
 _POLL = 0.05  # seconds between two looks at what another process is doing
 _USED = 5.0  # seconds to which the time of a shard's last use is exact
 _LARGEST_INDEX = 8 * GB
 _FLAGS = os.O_RDWR | os.O_CLOEXEC
-
-
-def default_cache() -> Path:
-    """Where copies lie if nobody says otherwise."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(home) / "inpaint_dist" / "shards"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +54,7 @@ class RemoteShards:
 
     def __str__(self) -> str:
         """The URL, without its secrets."""
-        return redacted(self.url).removesuffix("?***").rstrip("/")
+        return shown_folder(self.url)
 
     @property
     def folder(self) -> Path:
@@ -117,7 +109,7 @@ class RemoteShards:
                         size += file.write(block)
                     if size > _LARGEST_INDEX:
                         raise RemoteError(f"{name}: has no end")
-                _refuse_cut(name, size, answer.length)
+                refuse_cut(name, size, answer.length)
                 if not size:
                     raise RemoteError(f"{name}: is empty", passing=True)
             self.forget_index()
@@ -265,7 +257,7 @@ class RemoteShards:
                 with _writing(self.cache):
                     _write(descriptor, block, came)
                 came += len(block)
-        _refuse_cut(name, came, info.bytes)
+        refuse_cut(name, came, info.bytes)
         if digest.hexdigest() != info.sha256:
             raise _changed(name, "its sha256 is not the one in the index")
 
@@ -293,11 +285,6 @@ class RemoteShards:
 def _changed(name: str, what: str) -> RemoteError:
     cure = "the shards there were changed after their index, or are being uploaded: upload both again"
     return RemoteError(f"{name}: {what}; if it stays so, {cure}", passing=True)
-
-
-def _refuse_cut(name: str, came: int, expected: int | None) -> None:
-    if expected is not None and came < expected:
-        raise RemoteError(f"{name}: broke off after {came} of {expected} bytes", passing=True)
 
 
 def _read_seen(path: Path) -> dict[str, str] | None:

@@ -1,6 +1,7 @@
 """What a run reads: its training batches, its validation set, and how long that makes it."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from inpaint_dist.data.foreign_index import can_be_indexed, index_foreign
 from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet, decoders
 from inpaint_dist.data.mask_mixture import read_mixture
 from inpaint_dist.data.order import SHUFFLED_WHOLE, WINDOW, steps_for
-from inpaint_dist.data.remote import is_remote
+from inpaint_dist.data.remote import PIPE, is_pipe, is_remote, redacted
 from inpaint_dist.data.shards import ShardError, ShardIndex
 from inpaint_dist.data.streaming import WEAKER, StreamingLoader, find_shards, is_stream
 from inpaint_dist.errors import UsageError
 
+GB = 10**9
 DEFAULT_SIZE = 256
 """Pixels of a side, where shards of others are read and no --size is given."""
 
@@ -108,10 +110,9 @@ def _load(shards: str, split: str, config: DataConfig, place: Place) -> tuple[Sh
     """The index of a split, of this machine or brought here."""
     if not is_remote(shards):
         return ShardIndex.load(shards_folder(shards), split), []
-    from inpaint_dist.data.shard_cache import GB, RemoteShards, default_cache  # POSIX alone
+    from inpaint_dist.data.shard_cache import RemoteShards  # POSIX alone
 
-    cache = default_cache() if config.shard_cache is None else config.shard_cache.absolute()
-    remote = RemoteShards(url=shards, cache=cache, limit=int(config.shard_cache_gb * GB), salt=place.rank)
+    remote = RemoteShards(url=shards, cache=_cache(config), limit=int(config.shard_cache_gb * GB), salt=place.rank)
     notes = remote.refresh_index()
     try:
         index = ShardIndex.load(remote.folder, split)
@@ -122,6 +123,14 @@ def _load(shards: str, split: str, config: DataConfig, place: Place) -> tuple[Sh
     return replace(index, remote=remote), notes
 
 
+def _cache(config: DataConfig) -> Path:
+    """Where copies of what is elsewhere lie."""
+    if config.shard_cache is not None:
+        return config.shard_cache.absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(home) / "inpaint_dist" / "shards"
+
+
 def _about_cache(config: DataConfig, index: ShardIndex) -> list[str]:
     """Whether the copies of remote shards suffice for the order in which they are read."""
     assert index.remote is not None
@@ -129,7 +138,7 @@ def _about_cache(config: DataConfig, index: ShardIndex) -> list[str]:
     if total <= limit:
         return []
     fit = limit * len(index.shards) // total
-    head = f"note: the cache holds some {fit:,} of the {len(index.shards):,} shards (--shard-cache-gb {limit / 1e9:g})"
+    head = f"note: the cache holds some {fit:,} of the {len(index.shards):,} shards (--shard-cache-gb {limit / GB:g})"
     enough = f"--shard-cache-gb {math.ceil(total / 1e8) / 10:g}"
     if "pool" in read_mixture(config.mask_source).names:
         return [f"{head}, and --mask-source pool reads masks of all: they are fetched over and over; give {enough}"]
@@ -157,10 +166,14 @@ def _foreign(config: DataConfig, files: list[str], place: Place) -> ShardIndex:
 def _streamed(
     config: DataConfig, place: Place, seed: int, max_steps: int | None, per_process: int, shards: list[str]
 ) -> Sources:
-    """Compressed tars, which have no places to read at."""
+    """Tars that have no places to read at."""
     size, cure = config.size or DEFAULT_SIZE, "compressed tars are streamed; unpack them once, with gunzip or the like"
+    if is_remote(config.shards) or is_pipe(config.shards):
+        cure = "they are streamed; make_shards makes shards with an index, which are read from elsewhere too"
     if max_steps is None:
-        raise UsageError(f"--shards {config.shards}: the length of an epoch is unknown: give --max-steps ({cure})")
+        raise UsageError(
+            f"--shards {redacted(config.shards)}: the length of an epoch is unknown: give --max-steps ({cure})"
+        )
     for flag, given in (("limit", config.limit), ("max-bad-samples", config.max_bad_samples)):
         if given:
             raise UsageError(f"--{flag} {given}: {cure}")
@@ -177,8 +190,9 @@ def _streamed(
         per_process=per_process,
         device=place.device,
         workers=decoders(config.workers),
+        cache=_cache(config),
     )
-    fingerprint = " ".join(Path(shard).name for shard in shards)
+    fingerprint = " ".join(PIPE if is_pipe(shard) else Path(redacted(shard)).name for shard in shards)
     return Sources(loader, _validation(config, place, size, None), max_steps, fingerprint, size, [WEAKER])
 
 
@@ -188,7 +202,10 @@ def _validation(config: DataConfig, place: Place, size: int, beside: ShardIndex 
     if named is not None and is_stream(named):
         files = find_shards(named, "--val-shards")
         if not can_be_indexed(files):
-            raise UsageError(f"--val-shards {named}: compressed tars cannot be validated on; unpack them once")
+            raise UsageError(
+                f"--val-shards {redacted(named)}: compressed tars and others' remote ones cannot be validated on; "
+                "unpack them, or bring them here, once"
+            )
         index = index_foreign(files, size, masks=True, keep=place.rank == 0)
     elif named is not None:
         index, _ = _load(named, "val", config, place)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from inpaint_dist import train
-from inpaint_dist.data import shard_cache
+from inpaint_dist.data import shard_cache, tar_streams
 from inpaint_dist.data.loader import DataConfig
 from inpaint_dist.data.remote import Patience, RemoteError, redacted
 from inpaint_dist.data.shard_cache import RemoteShards
@@ -30,6 +30,7 @@ CPU = torch.device("cpu")
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for a server in these tests."""
     monkeypatch.setattr(shard_cache, "PATIENCE", HASTY)
+    monkeypatch.setattr(tar_streams, "PATIENCE", HASTY)
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.delenv("HTTP_PROXY", raising=False)
 
@@ -353,6 +354,46 @@ def test_a_shard_that_cannot_be_had_ahead_is_an_error_only_when_it_is_read(serve
     assert len(digest(sources, 0, before)) == before
     with pytest.raises(UserError, match=f"{last}: the server says 503"):
         digest(sources, before, 11)
+
+
+# -------------------------------------------------------------------- tars of others, elsewhere
+
+
+def streamed(shards: str, cache: Path, **options: object) -> list[str]:
+    """The keys of 11 samples, one epoch of one process without workers."""
+    options = {"batch_size": 1, "workers": 0, "size": 32, "shard_cache": cache, **options}
+    sources = open_sources(
+        DataConfig(shards=shards, **options), Place(0, 1, CPU), seed=3, epochs=1, max_steps=11, parts=1
+    )
+    assert "epochs are not exact" in sources.notes[0]
+    return sorted(batch.keys[0] for batch in sources.loader.batches(0, 11))
+
+
+def test_remote_tars_of_others_are_streamed_each_fetched_whole_once_an_epoch(server, shards, tmp_path):
+    server.faults = {"train-000001.tar": [503, "cut"]}
+    url = server.url.replace("//", "//u:pw@") + "/train-{000000..000002}.tar?key=abc"
+    keys = streamed(url, tmp_path / "cache", allow_remote=True)
+    assert keys == sorted(ShardIndex.load(shards, "train").keys)
+    assert server.requests == {"train-000000.tar": 1, "train-000001.tar": 3, "train-000002.tar": 1}
+    assert not list((tmp_path / "cache").iterdir())
+    server.faults = {f"train-00000{number}.tar": ["cut"] * 9 for number in range(3)}
+    with pytest.raises(
+        UserError, match=r"^--shards: http://\*\*\*@.*/set/train-00000\d.tar\?\*\*\*: broke off"
+    ) as raised:
+        streamed(url, tmp_path / "cache", allow_remote=True)
+    assert "pw" not in str(raised.value) and "abc" not in str(raised.value)
+    with pytest.raises(UsageError, match=r"train-\{.*tar\?\*\*\*: the length of an epoch is unknown: give --max-steps"):
+        open_them(url, tmp_path / "cache")
+
+
+def test_a_commands_output_is_streamed_and_its_failure_is_an_error(shards, tmp_path):
+    pattern = f"{shards}/train-{{000000..000002}}.tar"
+    keys = streamed(f"pipe:cat {pattern} | gzip -c", tmp_path, allow_pipe=True)
+    assert keys == sorted(ShardIndex.load(shards, "train").keys)
+    with pytest.raises(UserError, match=r"^--shards: pipe:\*\*\*: the command failed \(exit code 3\)"):
+        streamed(f"pipe:head -c 2000 {shards}/train-000000.tar; exit 3", tmp_path, allow_pipe=True)
+    with pytest.raises(UsageError, match=r"--val-shards: a command's output"):
+        DataConfig(val_shards="pipe:cat x.tar", allow_pipe=True)
 
 
 # -------------------------------------------------------------------- permission and secrets
