@@ -23,7 +23,8 @@ PIPE = "pipe:"
 """What a command begins with whose output is a tar, as webdataset has it."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://|[a-z0-9]+::)")
-_SECRETS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S*@)?([^?#\s]*)([?#]\S*)?")  # rather too much than a password
+# Rather too much than a password; what follows a query that is left out already stays.
+_SECRETS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S*@)?([^?#\s]*)([?#](?:\*{3}(?=[\s:;,]|$)|\S*))?")
 _COMMAND = re.compile(rf"(--[\w.-]+=)?{PIPE}")
 _BLOCK = 1 << 18  # bytes asked for at once
 _LEAST = 1 << 10  # bytes a second that a server must send on average over a timeout, or it hangs

@@ -420,6 +420,7 @@ def test_nothing_is_contacted_without_the_flag(server, tmp_path):
         ("simplecache::s3://key:secret@bucket/x", "simplecache::s3://***@bucket/x"),
         ("--data.shards=pipe:curl -u me:pw x", "--data.shards=pipe:***"),
         ("error: http://u:p@h/a and http://i:q@j/b", "error: http://***@h/a and http://***@j/b"),
+        ("https://h/a?***: broke off", "https://h/a?***: broke off"),
         ("shards/train-{0..9}?.tar", "shards/train-{0..9}?.tar"),
     ],
 )
