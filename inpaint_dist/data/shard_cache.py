@@ -73,12 +73,11 @@ class RemoteShards:
             RemoteError: it cannot be had, and there is none from before.
             UserError: the cache cannot be written.
         """
+        path = self.folder / INDEX_NAME
         with _writing(self.cache):
             self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / INDEX_NAME
-        lock = self.folder / f"{INDEX_NAME}.lock"
-        while (descriptor := _claimed(lock)) is None:
-            time.sleep(_POLL)
+            while (descriptor := _claimed(path.with_name(f"{INDEX_NAME}.lock"))) is None:
+                time.sleep(_POLL)
         try:
             tried(lambda: self._ask_for_index(path), self.patience, self.salt)
         except RemoteError as error:
@@ -86,6 +85,7 @@ class RemoteShards:
                 raise
             return [f"note: {error}; the index of an earlier run is used"]
         finally:
+            path.with_name(f"{INDEX_NAME}{PART}").unlink(missing_ok=True)
             os.close(descriptor)
         return []
 
@@ -99,7 +99,6 @@ class RemoteShards:
         with _writing(self.cache), part.open("wb") as file:
             with opened(self.url, INDEX_NAME, self.patience.timeout, unless=seen) as answer:
                 if answer is None:
-                    part.unlink()
                     return
                 size = 0
                 for block in blocks(answer, self.patience.timeout):
