@@ -10,6 +10,7 @@ from typing import Any
 
 from inpaint_dist import models
 from inpaint_dist.data.loader import DataConfig
+from inpaint_dist.data.remote import redacted
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.evaluation import METRICS, MetricName
 from inpaint_dist.launch import LaunchConfig
@@ -25,7 +26,8 @@ RESUMABLE = frozenset(
     {
         "recipe", "epochs", "max_steps", "output_dir", "checkpoint_every", "keep_checkpoints", "eval_every",
         "eval_metrics", "best_by", "allow_changed", "overwrite", "dry_run", "data.batch_size", "data.workers",
-        "data.val_shards", "data.shards", "data.limit", "data.global_batch_size", "data.max_bad_samples", "launch.cpu",
+        "data.val_shards", "data.shards", "data.limit", "data.global_batch_size", "data.max_bad_samples",
+        "data.allow_remote", "data.allow_pipe", "data.shard_cache", "data.shard_cache_gb", "launch.cpu",
         "launch.threads", "launch.mixed_precision", "launch.hang_timeout", "launch.start_timeout",
         "trainer.gradient_accumulation_steps", "trainer.sync_batchnorm",
         "trainer.max_skipped_steps", "trainer.max_rollbacks", "objective.perceptual.weights",
@@ -123,13 +125,16 @@ def interval(asked: int | None, total_steps: int) -> int:
 
 
 def to_json(config: Any) -> Any:
-    """A config as plain values; a part that could be one of several names its type under "type"."""
+    """A config as plain values; a part that could be one of several names its type under "type".
+
+    It is written into the run: user, password and query of a URL are left out, and so are commands.
+    """
     if dataclasses.is_dataclass(config):
         plain = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"type": type(config).__name__, **plain}
     if isinstance(config, tuple | list):
         return [to_json(item) for item in config]
-    return str(config) if isinstance(config, Path) else config
+    return redacted(str(config)) if isinstance(config, Path | str) else config
 
 
 def from_json(wanted: Any, plain: Any) -> Any:

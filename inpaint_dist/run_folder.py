@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from inpaint_dist import checkpoint
 from inpaint_dist.checkpoint import Checkpoint
 from inpaint_dist.config import RESUMABLE, SECTIONS, TrainConfig, to_json
+from inpaint_dist.data.remote import redacted
 from inpaint_dist.errors import Preempted, UsageError, UserError
 from inpaint_dist.faults import Fault
 from inpaint_dist.host import alone_in, versions, written_whole
@@ -182,8 +183,9 @@ def _prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, l
     if start.checkpoint is None:
         _clear(folder)
     describe_run(config, shaping, launch)
+    words = [redacted(word) for word in sys.argv[1:]]
     with (folder / "command.txt").open("a") as file:
-        file.write(f"{shlex.join(['accelerate', 'launch', '-m', 'inpaint_dist.train', *sys.argv[1:]])}\n")
+        file.write(f"{shlex.join(['accelerate', 'launch', '-m', 'inpaint_dist.train', *words])}\n")
 
 
 def describe_run(config: TrainConfig, shaping: Mapping[str, object], launch: Launch) -> None:

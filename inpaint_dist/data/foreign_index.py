@@ -18,6 +18,7 @@ import numpy as np
 
 from inpaint_dist.data.foreign_tar import is_compressed, walk_foreign
 from inpaint_dist.data.progress import Progress
+from inpaint_dist.data.remote import is_pipe, is_remote
 from inpaint_dist.data.shards import (
     MAX_READ,
     PHOTO_EXTENSIONS,
@@ -42,7 +43,9 @@ Record = dict[str, Any]
 
 
 def can_be_indexed(files: Sequence[str]) -> bool:
-    """Whether places in these files are places in tars: none is compressed."""
+    """Whether places in these files are places in tars: none is compressed, remote or a command's output."""
+    if any(is_remote(file) or is_pipe(file) for file in files):
+        return False
     for file in files:
         try:
             with Path(file).open("rb") as opened:

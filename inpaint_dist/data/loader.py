@@ -6,6 +6,7 @@ Nothing here is ever given to accelerate.prepare, which would dispatch from rank
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,9 @@ from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
 from inpaint_dist.data.bad_samples import BadSample, BadSamples
 from inpaint_dist.data.fitting import FittingDecoder
 from inpaint_dist.data.mask_mixture import read_mixture
-from inpaint_dist.data.order import Draw, order_of
+from inpaint_dist.data.order import Draw, SampleOrder, WindowedOrder, order_of
+from inpaint_dist.data.prefetch import Prefetcher
+from inpaint_dist.data.remote import is_pipe, is_remote, redacted
 from inpaint_dist.data.sample_decoder import TOGETHER, SampleDecoder
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError, UserError
@@ -34,10 +37,20 @@ class DataConfig:
     """What is read, and how."""
 
     shards: str = "shards/sample"
-    """Folder of training shards (made by tools/make_shards.py), or a pattern of tars that others made, as
-    "FOLDER/train-{000000..000009}.tar"."""
-    val_shards: Path | None = None
+    """Folder of training shards (made by tools/make_shards.py), of this machine or, as a URL, of another one; or a
+    pattern of tars that others made, as "FOLDER/train-{000000..000009}.tar"."""
+    val_shards: str | None = None
     """Folder of validation shards, or a pattern as for --shards; None: the val split of the folder in --shards."""
+    allow_remote: bool = False
+    """Let --shards and --val-shards be URLs: https://, s3://, gs:// or any other that fsspec knows. To open one may run
+    code of the library that knows it. User, password and query are written nowhere."""
+    allow_pipe: bool = False
+    """Let --shards be a command, pipe:COMMAND, that the shell runs and whose output is a tar."""
+    shard_cache: Path | None = None
+    """Folder of the copies of remote shards, which any number of processes share; None: inpaint_dist/shards in the
+    user's cache (XDG_CACHE_HOME)."""
+    shard_cache_gb: float = 50.0
+    """GB that the copies take at most; those used longest ago make room."""
     limit: int | None = None
     """Use the first N training samples only."""
     batch_size: int | None = None
@@ -75,6 +88,15 @@ class DataConfig:
             raise UsageError(f"--workers {self.workers}: give 0 or more")
         if self.max_bad_samples < 0:
             raise UsageError(f"--max-bad-samples {self.max_bad_samples}: give 0 or more")
+        if not self.shard_cache_gb > 0:
+            raise UsageError(f"--shard-cache-gb {self.shard_cache_gb}: give more than 0")
+        for flag, place in (("--shards", self.shards), ("--val-shards", self.val_shards or "")):
+            if is_remote(place) and not self.allow_remote:
+                raise UsageError(f"{flag} {redacted(place)}: add --allow-remote to read from there")
+        if is_pipe(self.shards) and not self.allow_pipe:
+            raise UsageError(f"--shards {redacted(self.shards)}: add --allow-pipe to run the command")
+        if is_pipe(self.val_shards or ""):
+            raise UsageError("--val-shards: a command's output cannot be validated on; give a folder of shards")
         try:
             read_mixture(self.mask_source)
         except UserError as error:
@@ -148,7 +170,7 @@ class Loader:
     ) -> None:
         self.config, self.index, self.device = config, index, device
         self.samples = min(len(index), config.limit or len(index))
-        self.order = order_of(_sizes(index, self.samples), seed, config.shuffle_window)
+        self._seed, self.order = seed, self._order(seed)
         self.rank, self.per_process, self.global_batch = rank, per_process, per_process * world
         decoder = FittingDecoder if index.foreign else SampleDecoder
         self.decoder = decoder(index, config.mask_source, seed, self.samples)
@@ -156,10 +178,10 @@ class Loader:
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)
 
-    def draws(self, step: int) -> list[Draw]:
+    def draws(self, step: int, order: SampleOrder | WindowedOrder | None = None) -> list[Draw]:
         """What this rank reads in a step: its slice of the global batch."""
         start = step * self.global_batch + self.rank * self.per_process
-        return list(self.order.draws(start, start + self.per_process))
+        return list((order or self.order).draws(start, start + self.per_process))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps [start, stop), decoded ahead by threads.
@@ -177,24 +199,52 @@ class Loader:
         """
         pinned = self.device.type == "cuda"
         parts = -(-self.per_process // TOGETHER)
-        ahead = max(_AHEAD, -(-_AHEAD * self.threads // parts))
+        ahead = max(_AHEAD, -(-_AHEAD * self.threads // parts)) if self.threads else 0
         ring = [HostBatch.make(self.per_process, self.index.size, pinned=pinned) for _ in range(ahead + 1)]
+        with self._fetching(start, stop) as prefetcher:
+            for step, filled in self._filled(ring, start, stop):
+                yield ring[step % len(ring)], self._noted(filled)
+                if prefetcher is not None:
+                    prefetcher.now = step + 1
+
+    def _filled(self, ring: list[HostBatch], start: int, stop: int) -> Iterator[tuple[int, list[_Filled]]]:
+        """Fill the buffers of a ring in turn, by threads as far ahead of what is asked for as they suffice."""
         if self.threads == 0:
             for step in range(start, stop):
-                yield ring[0], self._noted([self._fill(ring[0], self.draws(step), 0)])
+                yield step, [self._fill(ring[0], self.draws(step), 0)]
             return
+        ahead = len(ring) - 1
         with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
-            pending: deque[tuple[HostBatch, list[Future[_Filled]]]] = deque()
+            pending: deque[list[Future[_Filled]]] = deque()
             try:
                 for step in range(start, stop + ahead):
                     if step < stop:
-                        buffers = ring[step % len(ring)]
-                        pending.append((buffers, self._submit(pool, buffers, self.draws(step))))
+                        pending.append(self._submit(pool, ring[step % len(ring)], self.draws(step)))
                     if step >= start + ahead:
-                        buffers, filling = pending.popleft()
-                        yield buffers, self._noted([part.result() for part in filling])
+                        yield step - ahead, [part.result() for part in pending.popleft()]
             finally:
+                self.decoder.reader.stop.set()  # a thread that waits for a remote shard need not
                 pool.shutdown(wait=True, cancel_futures=True)
+                self.decoder.reader.stop.clear()
+
+    @contextmanager
+    def _fetching(self, start: int, stop: int) -> Iterator[Prefetcher | None]:
+        """Bring remote shards here ahead of the steps [start, stop)."""
+        if self.index.remote is None:
+            yield None
+            return
+        # An order of its own: one that two read at places far apart would be shuffled again and again.
+        order, decoder, shard_of = self._order(self._seed), self.decoder, self.index.shard_of
+
+        def needs(step: int) -> list[int]:
+            samples = (sample for draw in self.draws(step, order) for sample in decoder.samples_of(draw))
+            return list(dict.fromkeys(shard_of[list(samples)].tolist()))
+
+        with Prefetcher(self.index.remote, self.index.shards, needs, start, stop) as prefetcher:
+            yield prefetcher
+
+    def _order(self, seed: int) -> SampleOrder | WindowedOrder:
+        return order_of(_sizes(self.index, self.samples), seed, self.config.shuffle_window)
 
     def _submit(self, pool: ThreadPoolExecutor, buffers: HostBatch, draws: list[Draw]) -> list[Future[_Filled]]:
         return [

@@ -44,7 +44,8 @@ class SampleDecoder:
         self.mixture, self.seed = read_mixture(mask_source), seed
         self._samples = len(index) if samples is None else samples
         self._mask_counts = mask_counts(index)
-        self._shards = [str(index.folder / shard.name) for shard in index.shards]
+        self._has_pool = "pool" in self.mixture.names
+        self._shards = [index.where(number) for number in range(len(index.shards))]
         self._full_masks = bool(index.settings.get("allow_large_holes"))
 
     def fill(
@@ -73,6 +74,10 @@ class SampleDecoder:
     def flipped(self, draw: Draw) -> bool:
         """Whether this draw is mirrored."""
         return self._random(draw, _FLIP, 2) == 1
+
+    def samples_of(self, draw: Draw) -> tuple[int, ...]:
+        """Whose photo and, where it is stored, whose mask a draw reads."""
+        return (draw.index, self._mask_owner(draw)) if self._has_pool else (draw.index,)
 
     def stored(self, sample: int, pixels: NDArray[np.uint8], bits: NDArray[np.uint8]) -> None:
         """Decode a sample's photo and its own first mask, whatever is drawn in training.

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from inpaint_dist.data.brace_pattern import brace_pattern
 from inpaint_dist.data.packed_masks import decode_packed_mask, encode_mask
+from inpaint_dist.data.shard_source import ShardInfo, ShardSource
 from inpaint_dist.data.tar import ShardError
 from inpaint_dist.errors import UserError
 
@@ -36,6 +38,7 @@ __all__ = [
     "ShardIndex",
     "ShardInfo",
     "ShardReader",
+    "ShardSource",
     "decode_packed_mask",
     "encode_mask",
     "mask_extension",
@@ -61,20 +64,6 @@ _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _LARGEST_SIDE = 1 << 15
 _OPEN_FILES = 256  # a process may hold 1,024 by default, and a set of a million samples has a thousand shards
 _MAKE = "make them with tools/make_shards.py, or name another folder by --shards"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardInfo:
-    """One tar as the index knows it."""
-
-    name: str
-    """File name within the folder."""
-    samples: int
-    """How many samples it holds."""
-    bytes: int
-    """Size of the file."""
-    sha256: str
-    """Hash of the whole file, hex."""
 
 
 class Columns(NamedTuple):
@@ -130,6 +119,8 @@ class ShardIndex:
     """What shaped the shards: the settings of the tool, and a digest of its inputs."""
     foreign: bool = False
     """Made by others: members have no checksum, and photos and masks of any size are fitted as they are decoded."""
+    remote: ShardSource | None = None
+    """Where the shards are, if `folder` holds the index alone."""
 
     @classmethod
     def load(cls, folder: Path, split: str) -> "ShardIndex":
@@ -158,6 +149,11 @@ class ShardIndex:
         """Hex sha256 over the shards' names and hashes: equal exactly where the split's bytes are."""
         return sha256("".join(f"{shard.name} {shard.sha256}\n" for shard in self.shards).encode()).hexdigest()
 
+    def where(self, number: int) -> str:
+        """Path or URL of a shard, to be shown."""
+        name = self.shards[number].name
+        return str(self.folder / name) if self.remote is None else f"{self.remote}/{name}"
+
     def extension(self, i: int) -> str:
         """The extension of sample i's photo."""
         if not self.foreign:
@@ -180,7 +176,7 @@ class ShardIndex:
         column = self.columns.get(extension)
         offset = 0 if column is None else column.offset.item(i)
         if column is None or offset <= 0:
-            raise ShardError(f"{self.folder / self.shards[self.shard_of[i]].name}: {self.keys[i]} has no {extension}")
+            raise ShardError(f"{self.where(self.shard_of.item(i))}: {self.keys[i]} has no {extension}")
         return Member(shard=self.shard_of.item(i), offset=offset, size=column.size.item(i), crc32=column.crc32.item(i))
 
 
@@ -189,6 +185,8 @@ class ShardReader:
 
     def __init__(self, index: ShardIndex):
         self.index = index
+        self.stop = threading.Event()
+        """When set, nobody waits for what a remote shard needs: reading one that is not here raises."""
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
@@ -197,8 +195,20 @@ class ShardReader:
 
         Raises:
             ShardError: the shard is missing, of another size than the index says, unreadable, or its bytes changed.
+            UserError: a remote shard cannot be had.
         """
-        member = self.index.member(i, extension)
+        index, member = self.index, self.index.member(i, extension)
+        data = self._bytes(i, extension, member)
+        if index.foreign or zlib.crc32(data) == member.crc32:
+            return data
+        if index.remote is not None and index.remote.removed_as_damaged(index.shards[member.shard]):
+            data = self._bytes(i, extension, member)
+            if zlib.crc32(data) == member.crc32:
+                return data
+        name = self._name(i, extension)
+        raise ShardError(f"{name} is damaged (its checksum does not fit); tools/check_shards.py lists all faults")
+
+    def _bytes(self, i: int, extension: str, member: Member) -> bytes:
         shard = self._shard(member.shard)
         try:
             data = os.pread(shard.descriptor, member.size, member.offset)
@@ -206,9 +216,6 @@ class ShardReader:
             raise ShardError(f"{self._name(i, extension)} cannot be read ({error.strerror})") from None
         if len(data) != member.size:
             raise ShardError(f"{self._name(i, extension)} is cut short ({len(data)} of {member.size} bytes)")
-        if not self.index.foreign and zlib.crc32(data) != member.crc32:
-            name = self._name(i, extension)
-            raise ShardError(f"{name} is damaged (its checksum does not fit); tools/check_shards.py lists all faults")
         return data
 
     def close(self) -> None:
@@ -229,14 +236,15 @@ class ShardReader:
         self.__init__(index)
 
     def _name(self, i: int, extension: str) -> str:
-        index = self.index
-        return f"{index.folder / index.shards[index.shard_of[i]].name}: {index.keys[i]}.{extension}"
+        return f"{self.index.where(self.index.shard_of.item(i))}: {self.index.keys[i]}.{extension}"
 
     def _shard(self, number: int) -> "_OpenShard":
+        if self.index.remote is not None:  # not kept open: what is in use cannot leave the cache
+            return _OpenShard(self.index, number, self.stop)
         with self._lock:
             shard = self._open.get(number)
             if shard is None:
-                shard = self._open[number] = _OpenShard(self.index.folder, self.index.shards[number])
+                shard = self._open[number] = _OpenShard(self.index, number)
                 if len(self._open) > _OPEN_FILES:
                     self._open.popitem(last=False)
             else:
@@ -247,9 +255,13 @@ class ShardReader:
 class _OpenShard:
     """An open tar. It closes with its last user: a thread may still read while the reader already lets go of it."""
 
-    def __init__(self, folder: Path, info: ShardInfo):
+    def __init__(self, index: ShardIndex, number: int, stop: threading.Event | None = None):
         self.descriptor = -1
-        path = folder / info.name
+        info = index.shards[number]
+        if index.remote is not None:
+            self.descriptor = index.remote.open(info, stop)
+            return
+        path = index.folder / info.name
         try:
             self.descriptor = os.open(path, _READ)
         except OSError as error:
@@ -304,21 +316,8 @@ def _without_index(folder: Path, split: str) -> str:
     if not tars or split != "train":  # validation needs an index
         return _MAKE
     own = [name for name in tars if name.startswith(split)]
-    pattern = _braces(own or tars) or (f"{split}*.tar" if own else "*.tar")
+    pattern = brace_pattern(own or tars) or (f"{split}*.tar" if own else "*.tar")
     return f'its tars can be read by --shards "{folder / pattern}"'
-
-
-def _braces(names: list[str]) -> str | None:
-    """A brace pattern for sorted names that are numbered without a gap; a name alone stands for itself."""
-    if len(names) == 1:
-        return names[0]
-    first, last = (re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in (names[0], names[-1]))
-    if first is None or last is None:
-        return None
-    (before, low, after), high = first.groups(), last[2]
-    numbers = range(int(low), int(high) + 1)
-    numbered = len(numbers) == len(names) and names == [f"{before}{n:0{len(low)}d}{after}" for n in numbers]
-    return f"{before}{{{low}..{high}}}{after}" if numbered else None
 
 
 def _assemble(

@@ -1,6 +1,8 @@
 """What a run reads: its training batches, its validation set, and how long that makes it."""
 
-from dataclasses import dataclass
+import math
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,11 +12,13 @@ from inpaint_dist.batch import Batch
 from inpaint_dist.data.foreign_index import can_be_indexed, index_foreign
 from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet, decoders
 from inpaint_dist.data.mask_mixture import read_mixture
-from inpaint_dist.data.order import steps_for
-from inpaint_dist.data.shards import ShardIndex
+from inpaint_dist.data.order import SHUFFLED_WHOLE, WINDOW, steps_for
+from inpaint_dist.data.remote import PIPE, is_pipe, is_remote, redacted
+from inpaint_dist.data.shards import ShardError, ShardIndex
 from inpaint_dist.data.streaming import WEAKER, StreamingLoader, find_shards, is_stream
 from inpaint_dist.errors import UsageError
 
+GB = 10**9
 DEFAULT_SIZE = 256
 """Pixels of a side, where shards of others are read and no --size is given."""
 
@@ -67,16 +71,19 @@ def open_sources(
     foreign = find_shards(config.shards) if is_stream(config.shards) else []
     if foreign and not can_be_indexed(foreign):
         return _streamed(config, place, seed, max_steps, per_process, foreign)
-    index = _foreign(config, foreign, place) if foreign else _own(config)
+    index, said = (_foreign(config, foreign, place), list[str]()) if foreign else _own(config, place)
     loader = Loader(
         config, index, seed=seed, rank=place.rank, world=place.world, per_process=per_process, device=place.device
     )
     total = max_steps or steps_for(loader.samples, epochs, loader.global_batch)
-    validation = _validation(config, place, index.size, None if foreign else index.folder)
+    validation = _validation(config, place, index.size, None if foreign else index)
     notes = [
-        f"data: {loader.samples:,} photos of {index.size}x{index.size} in {index.folder}, "
-        f"{0 if validation is None else len(validation):,} for validation, masks {config.mask_source}"
+        f"data: {loader.samples:,} photos of {index.size}x{index.size} in {index.remote or index.folder}, "
+        f"{0 if validation is None else len(validation):,} for validation, masks {config.mask_source}",
+        *said,
     ]
+    if index.remote is not None:
+        notes += _about_cache(config, index)
     if foreign:
         notes.append(
             f"these {len(index.shards):,} tars have no checksums: they are fitted to {index.size} pixels as they are "
@@ -88,14 +95,67 @@ def open_sources(
     return Sources(loader, validation, total, fingerprint, index.size, notes)
 
 
-def _own(config: DataConfig) -> ShardIndex:
-    folder = shards_folder(config.shards)
-    index = ShardIndex.load(folder, "train")
+def _own(config: DataConfig, place: Place) -> tuple[ShardIndex, list[str]]:
+    """The index of our own shards, and what the user should know of it."""
+    index, notes = _load(config.shards, "train", config, place)
+    where = index.remote or index.folder
     if not len(index):
-        raise UsageError(f"--shards {folder}: has no training samples")
+        raise UsageError(f"--shards {where}: has no training samples")
     if config.size not in (None, index.size):
-        raise UsageError(f"--size {config.size}: the shards in {folder} hold pictures of {index.size} pixels")
-    return index
+        raise UsageError(f"--size {config.size}: the shards in {where} hold pictures of {index.size} pixels")
+    return index, notes
+
+
+def _load(shards: str, split: str, config: DataConfig, place: Place) -> tuple[ShardIndex, list[str]]:
+    """The index of a split, of this machine or brought here."""
+    if not is_remote(shards):
+        return ShardIndex.load(shards_folder(shards), split), []
+    from inpaint_dist.data.shard_cache import RemoteShards  # POSIX alone
+
+    remote = RemoteShards(url=shards, cache=_cache(config), limit=int(config.shard_cache_gb * GB), salt=place.rank)
+    notes = remote.refresh_index()
+    try:
+        index = ShardIndex.load(remote.folder, split)
+    except ShardError:
+        remote.forget_index()
+        raise
+    remote.refuse_too_large(index.shards)
+    return replace(index, remote=remote), notes
+
+
+def _cache(config: DataConfig) -> Path:
+    """Where copies of what is elsewhere lie."""
+    if config.shard_cache is not None:
+        return config.shard_cache.absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(home) / "inpaint_dist" / "shards"
+
+
+def _about_cache(config: DataConfig, index: ShardIndex) -> list[str]:
+    """Whether the copies of remote shards suffice for the order in which they are read."""
+    assert index.remote is not None
+    total, limit = sum(shard.bytes for shard in index.shards), index.remote.limit
+    if total <= limit:
+        return []
+    fit = limit * len(index.shards) // total
+    head = f"note: the cache holds some {fit:,} of the {len(index.shards):,} shards (--shard-cache-gb {limit / GB:g})"
+    enough = f"--shard-cache-gb {math.ceil(total / 1e8) / 10:g}"
+    if "pool" in read_mixture(config.mask_source).names:
+        return [f"{head}, and --mask-source pool reads masks of all: they are fetched over and over; give {enough}"]
+    window = config.shuffle_window
+    if window is None and len(index) > SHUFFLED_WHOLE:
+        window = WINDOW
+    if window is not None and 2 * window <= fit:
+        return []
+    how = (
+        "a whole shuffle reads all of them at once"
+        if window is None
+        else f"windows of {window} shards need twice so many"
+    )
+    return [
+        f"{head}, and {how}: they are fetched over and over; start with --shuffle-window {max(1, fit // 3)} (another "
+        f"order), or give {enough}"
+    ]
 
 
 def _foreign(config: DataConfig, files: list[str], place: Place) -> ShardIndex:
@@ -106,10 +166,14 @@ def _foreign(config: DataConfig, files: list[str], place: Place) -> ShardIndex:
 def _streamed(
     config: DataConfig, place: Place, seed: int, max_steps: int | None, per_process: int, shards: list[str]
 ) -> Sources:
-    """Compressed tars, which have no places to read at."""
+    """Tars that have no places to read at."""
     size, cure = config.size or DEFAULT_SIZE, "compressed tars are streamed; unpack them once, with gunzip or the like"
+    if is_remote(config.shards) or is_pipe(config.shards):
+        cure = "they are streamed; make_shards makes shards with an index, which are read from elsewhere too"
     if max_steps is None:
-        raise UsageError(f"--shards {config.shards}: the length of an epoch is unknown: give --max-steps ({cure})")
+        raise UsageError(
+            f"--shards {redacted(config.shards)}: the length of an epoch is unknown: give --max-steps ({cure})"
+        )
     for flag, given in (("limit", config.limit), ("max-bad-samples", config.max_bad_samples)):
         if given:
             raise UsageError(f"--{flag} {given}: {cure}")
@@ -126,22 +190,27 @@ def _streamed(
         per_process=per_process,
         device=place.device,
         workers=decoders(config.workers),
+        cache=_cache(config),
     )
-    fingerprint = " ".join(Path(shard).name for shard in shards)
+    fingerprint = " ".join(PIPE if is_pipe(shard) else Path(redacted(shard)).name for shard in shards)
     return Sources(loader, _validation(config, place, size, None), max_steps, fingerprint, size, [WEAKER])
 
 
-def _validation(config: DataConfig, place: Place, size: int, beside: Path | None) -> ValidationSet | None:
+def _validation(config: DataConfig, place: Place, size: int, beside: ShardIndex | None) -> ValidationSet | None:
     """What --val-shards names, else the val split of the folder of the training shards, where that has one."""
     named = config.val_shards
-    if named is not None and is_stream(str(named)):
-        files = find_shards(str(named), "--val-shards")
+    if named is not None and is_stream(named):
+        files = find_shards(named, "--val-shards")
         if not can_be_indexed(files):
-            raise UsageError(f"--val-shards {named}: compressed tars cannot be validated on; unpack them once")
+            raise UsageError(
+                f"--val-shards {redacted(named)}: compressed tars and others' remote ones cannot be validated on; "
+                "unpack them, or bring them here, once"
+            )
         index = index_foreign(files, size, masks=True, keep=place.rank == 0)
+    elif named is not None:
+        index, _ = _load(named, "val", config, place)
     else:
-        folder = shards_folder(named) if named is not None else beside
-        index = None if folder is None else ShardIndex.load(folder, "val")
+        index = None if beside is None else replace(ShardIndex.load(beside.folder, "val"), remote=beside.remote)
     if index is None or not len(index):
         return None
     if index.size != size:

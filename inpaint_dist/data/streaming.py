@@ -1,4 +1,4 @@
-"""Shards that others made and compressed, so that they have no places to read at: streamed, with weaker promises.
+"""Shards that others made and that have no places to read at: compressed, remote, commands. Weaker promises.
 
 No exact epochs and no exact resume: a stream has no positions. What is kept: no rank or worker starves, whatever the
 number of shards, and each sample of an epoch goes to one rank.
@@ -6,7 +6,7 @@ number of shards, and each sample of an epoch goes to one rank.
 
 import random
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from copy import copy
 from itertools import count, islice, repeat
@@ -25,13 +25,16 @@ from inpaint_dist.data.bad_samples import BadSamples
 from inpaint_dist.data.fitting import fitted_mask, fitted_photo
 from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
+from inpaint_dist.data.remote import is_pipe, is_remote, redacted
 from inpaint_dist.data.shards import PHOTO_EXTENSIONS
+from inpaint_dist.data.tar_streams import opened_tars
 from inpaint_dist.errors import UserError
 from inpaint_dist.host import signal_at_parents_end
 
 WEAKER = (
-    "compressed shards: they are streamed by webdataset, so epochs are not exact and a resumed run does not see the "
-    "samples it would have seen (uncompressed, or made by tools/make_shards.py, they keep both promises)"
+    "compressed shards, or remote ones without our index: they are streamed by webdataset, so epochs are not exact and "
+    "a resumed run does not see the samples it would have seen (uncompressed and on this machine, or made by "
+    "tools/make_shards.py, they keep both promises)"
 )
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _SHUFFLE = 500  # samples held to shuffle within a shard's neighbourhood
@@ -40,19 +43,27 @@ _EMPTY = 8  # epochs in a row without a sample that are an error (one may be the
 
 def is_stream(shards: str) -> bool:
     """Whether a --shards value means tars that others made: a pattern or a tar file, not a folder."""
+    if is_pipe(shards):
+        return True
+    if is_remote(shards):  # a URL may have a query
+        shards = shards.partition("?")[0]
     return any(sign in shards for sign in "{*?") or shards.endswith(_TARS)
 
 
 def find_shards(pattern: str, flag: str = "--shards") -> list[str]:
-    """Expand a brace pattern or a glob to local tar files; `flag` is what errors call it.
+    """Expand a brace pattern or a glob to local tar files, or a brace pattern of URLs or commands.
+
+    Args:
+        pattern: as the user gave it.
+        flag: what errors call it.
 
     Raises:
-        UserError: where nothing matches, or the pattern is a URL or a command.
+        UserError: where nothing matches.
     """
-    if "://" in pattern or pattern.startswith("pipe:"):
-        raise UserError(f"{flag} {pattern}: URLs and pipes are not read; bring the shards to this machine first")
     from braceexpand import braceexpand
 
+    if is_remote(pattern) or is_pipe(pattern):
+        return list(braceexpand(pattern))
     expanded = [Path(name) for name in braceexpand(pattern)]
     files = [file for path in expanded for file in (sorted(path.parent.glob(path.name)) or [path])]
     missing = [str(file) for file in files if not file.is_file()]
@@ -72,16 +83,27 @@ class _Stream(IterableDataset[_Sample | str]):
     """
 
     def __init__(
-        self, shards: list[str], *, mask_source: str, size: int, flip: bool, seed: int, rank: int, world: int
+        self,
+        shards: list[str],
+        cache: Path | None,
+        *,
+        mask_source: str,
+        size: int,
+        flip: bool,
+        seed: int,
+        rank: int,
+        world: int,
     ) -> None:
-        self.shards, self.mask_source, self.size, self.flip = shards, mask_source, size, flip
+        self.shards, self.mask_source, self.size, self.flip, self.cache = shards, mask_source, size, flip, cache
         self.seed, self.rank, self.world = seed, rank, world
 
     def __iter__(self) -> Iterator[_Sample | str]:
         try:
             yield from self._samples()
-        except (UserError, TarError, OSError, ValueError) as error:
-            yield from repeat(f"--shards: {error}")
+        except UserError as error:  # to whose arguments webdataset has added its own
+            yield from repeat(f"--shards: {error.args[0]}")
+        except (TarError, OSError, ValueError) as error:
+            yield from repeat(f"--shards: {redacted(str(error))}")
 
     def _samples(self) -> Iterator[_Sample]:
         info = get_worker_info()
@@ -97,7 +119,7 @@ class _Stream(IterableDataset[_Sample | str]):
                 yield photo, mask, key
             empty = 0 if found else empty + 1
             if empty > _EMPTY:
-                raise UserError(f"{self.shards[0]}: fewer samples than processes x workers; lower --workers")
+                raise UserError(f"{redacted(self.shards[0])}: fewer samples than processes x workers; lower --workers")
 
     def _epoch(self, epoch: int, consumer: int, consumers: int) -> Iterator[dict[str, Any]]:
         """One consumer's part: whole shards where there are enough of them, else every n-th sample of all."""
@@ -108,7 +130,8 @@ class _Stream(IterableDataset[_Sample | str]):
         by_shard = len(shards) >= consumers
         mine = shards[consumer::consumers] if by_shard else shards
         mixed = shuffle(_SHUFFLE, rng=random.Random(mix(self.seed, epoch)))
-        with closing(_opened(mine)) as opened:  # after an error too, whose traceback would hold the shard open
+        # Closed after an error too, whose traceback would hold the shard open.
+        with closing(opened_tars(mine, self.cache)) as opened:
             samples = mixed(group_by_keys(tar_file_expander(opened)))
             yield from samples if by_shard else islice(samples, consumer, None, consumers)
 
@@ -130,13 +153,6 @@ class _Stream(IterableDataset[_Sample | str]):
         return pixels, fitted_mask(stored, photo, self.size, f"{url}: {key}"), key
 
 
-def _opened(shards: list[str]) -> Generator[dict[str, Any], None, None]:
-    """Local files alone, each closed when read: webdataset's own opener also runs commands, and leaves files open."""
-    for shard in shards:
-        with Path(shard).open("rb") as stream:
-            yield {"url": shard, "stream": stream}
-
-
 class StreamingLoader:
     """Batches of streamed shards for one rank; a resumed run starts a stream of another order."""
 
@@ -153,13 +169,16 @@ class StreamingLoader:
         per_process: int,
         device: torch.device,
         workers: int,
+        cache: Path | None = None,
     ) -> None:
         if mask_source == "pool":
             raise UserError("--mask-source pool needs shards with an index; use paired or a family")
         self.global_batch, self.device = per_process * world, device
         self.bad = BadSamples(0)
         """Stays empty: a stream stops at the first sample that cannot be read."""
-        self._stream = _Stream(shards, mask_source=mask_source, size=size, flip=flip, seed=seed, rank=rank, world=world)
+        self._stream = _Stream(
+            shards, cache, mask_source=mask_source, size=size, flip=flip, seed=seed, rank=rank, world=world
+        )
         self._per_process, self._workers = per_process, workers
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:

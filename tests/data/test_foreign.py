@@ -412,7 +412,7 @@ def test_a_run_counts_epochs_over_them_and_says_what_it_cannot_promise(pattern: 
     assert (sources.total_steps, sources.size) == (13, SIZE)  # ceil(3 x 17 / 4)
     assert any("4 tars have no checksums" in note for note in sources.notes)
     assert open_them(pattern, limit=5).total_steps == 4
-    validated = open_them(pattern, val_shards=Path(pattern))
+    validated = open_them(pattern, val_shards=pattern)
     assert validated.validation is not None and len(validated.validation) == 17
     assert validated.validation.batch([0]).image.shape == (1, 3, SIZE, SIZE)
 
@@ -424,9 +424,9 @@ def test_compressed_tars_cannot_be_indexed(pattern: str, tmp_path: Path):
             pass
         assert not can_be_indexed([*find_shards(pattern), str(tmp_path / f"a.tar.{name}")])
     with pytest.raises(UserError, match=r"--val-shards .*compressed"):
-        open_them(pattern, val_shards=tmp_path / "a.tar.gz")
+        open_them(pattern, val_shards=str(tmp_path / "a.tar.gz"))
     with pytest.raises(UserError, match=r"--val-shards .*no such file"):
-        open_them(pattern, val_shards=tmp_path / "nothing.tar")
+        open_them(pattern, val_shards=str(tmp_path / "nothing.tar"))
 
 
 def test_a_training_goes_on_over_them_wherever_they_lie(pattern: str, tmp_path: Path, tiny: tuple[str, ...]):

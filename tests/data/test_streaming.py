@@ -194,10 +194,12 @@ def test_patterns_files_and_globs_are_streams_and_folders_are_not(tmp_path: Path
     assert not is_stream(str(tmp_path / "shards"))
 
 
-@pytest.mark.parametrize("pattern", ["pipe:cat x.tar", "https://example.org/{0..3}.tar", "gs://bucket/x.tar"])
-def test_commands_and_urls_are_refused(pattern: str):
-    with pytest.raises(UserError, match="not read"):
-        find_shards(pattern)
+@pytest.mark.parametrize("place", ["pipe:cat x.tar", "https://example.org/{0..3}.tar", "gs://bucket/x.tar?a=b"])
+def test_commands_and_urls_of_tars_are_streams_and_need_a_flag(place: str):
+    assert is_stream(place)
+    with pytest.raises(UserError, match=r"^--shards .*: add --allow-(remote|pipe)"):
+        DataConfig(shards=place)
+    assert not is_stream("https://example.org/folder?sig=a*b{c}.tar")
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path: Path):
