@@ -119,6 +119,8 @@ MORE = {
         feature_matching_weight=2.0,
         perceptual_weight=1.5,
         style_weight=40.0,
+        focal_frequency_weight=0.7,
+        total_variation_weight=0.1,
         discriminator_sees="composite",
         augment=("colour", "translation", "cutout"),
     ),

@@ -93,7 +93,7 @@ def by_environment(warm: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return runs
 
 
-@pytest.mark.parametrize("launcher", OF_ONE)
+@pytest.mark.parametrize("launcher", [pytest.param(n, marks=[pytest.mark.slow] * (n == "torchrun")) for n in OF_ONE])
 def test_one_process_is_the_same_run_by_any_launcher(
     launcher: str, by_environment: dict[int, Path], shards: Path, tiny: tuple[str, ...], tmp_path: Path
 ):
