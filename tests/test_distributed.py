@@ -121,6 +121,7 @@ MORE = {
         style_weight=40.0,
         focal_frequency_weight=0.7,
         total_variation_weight=0.1,
+        reconstruction=ReconstructionConfig(scales=2),
         discriminator_sees="composite",
         augment=("colour", "translation", "cutout"),
     ),
@@ -215,7 +216,7 @@ def gradients(
     objective = replace(
         MORE[more],
         adversarial=ADVERSARIAL[adversarial],
-        reconstruction=RECONSTRUCTION[reconstruction],
+        reconstruction=replace(RECONSTRUCTION[reconstruction], scales=MORE[more].reconstruction.scales),
         perceptual=PerceptualConfig(layers=("relu1_2",), weights=Path(weights)),
     )
     torch.manual_seed(0)

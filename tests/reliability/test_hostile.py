@@ -117,7 +117,10 @@ GENERATORS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: generator(p, claims(FFCResNetConfig(), halvings=10**9)),
         "give at most 16",
     ),
-    "a hundred thousand levels": (lambda p: generator(p, claims(UNetConfig(), channels=[4] * 10**5)), "fit another network"),
+    "a hundred thousand levels": (
+        lambda p: generator(p, claims(UNetConfig(), channels=[4] * 10**5)),
+        "fit another network",
+    ),
 }
 
 VGG16: dict[str, Callable[[Path], Path]] = {

@@ -95,10 +95,11 @@ class Night:
     def begin(self) -> None:
         (self.out / "launcher.py").write_text(LAUNCHER)
         words = ["--first-wait", "0.01", "--stopped-timeout", "0.5", "--when-preempted", "relaunch"]
-        command = [sys.executable, "-m", "inpaint_dist.supervise", *words, sys.executable, str(self.out / "launcher.py")]
+        launcher = [sys.executable, str(self.out / "launcher.py"), str(self.out)]
+        command = [sys.executable, "-m", "inpaint_dist.supervise", *words, *launcher]
         with (self.out / "said").open("w") as said:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
-            self.process = subprocess.Popen([*command, str(self.out)], env=environment, stdout=said, stderr=said)
+            self.process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
 
     def serve(self) -> bool:
         """Fork ranks where the launcher asks for them; whether the run is still under way."""
