@@ -119,9 +119,6 @@ MORE = {
         feature_matching_weight=2.0,
         perceptual_weight=1.5,
         style_weight=40.0,
-        focal_frequency_weight=0.7,
-        total_variation_weight=0.1,
-        reconstruction=ReconstructionConfig(scales=2),
         discriminator_sees="composite",
         augment=("colour", "translation", "cutout"),
     ),
@@ -216,7 +213,7 @@ def gradients(
     objective = replace(
         MORE[more],
         adversarial=ADVERSARIAL[adversarial],
-        reconstruction=replace(RECONSTRUCTION[reconstruction], scales=MORE[more].reconstruction.scales),
+        reconstruction=RECONSTRUCTION[reconstruction],
         perceptual=PerceptualConfig(layers=("relu1_2",), weights=Path(weights)),
     )
     torch.manual_seed(0)
@@ -591,6 +588,7 @@ def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 @pytest.fixture(scope="module")
 def alone(shards: Path, vgg16: Path) -> dict[tuple[str, ...], dict[str, torch.Tensor]]:
     """Of every game of the menu, one process's gradients."""
+    torch.set_num_threads(1)  # this fixture comes before the one that does so for each test
     found = all_gradients(ALONE, shards=str(shards), weights=str(vgg16), games=MENU)
     return {tuple(game): one for game, one in zip(MENU, found, strict=True)}
 
