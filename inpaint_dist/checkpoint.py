@@ -8,6 +8,7 @@ newest that verifies.
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,15 +17,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from inpaint_dist.errors import UserError
-from inpaint_dist.host import sync_to_disk
+from inpaint_dist.host import parse_json, sync_to_disk
+from inpaint_dist.tensor_files import read_tensors, refuse_what_is_no_file
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
+LARGEST_JSON = 16 * 2**20
+"""Bytes of a manifest or a state, which have thousands."""
+_FILE = re.compile(r"\w+\.(safetensors|json)", re.ASCII)
 _TEMPORARY = ".writing-"
 _REPLACED = f"{_TEMPORARY}replaced-"
 
@@ -91,11 +96,15 @@ def load(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        UserError: naming the file that is missing or differs from the manifest.
+        UserError: naming the file that is missing, differs from the manifest, or is not what a checkpoint holds.
     """
     manifest = verify(folder)
-    tensors = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
-    return Checkpoint(manifest["step"], tensors, json.loads((folder / STATE).read_text()))
+    names = [name for name in manifest["files"] if name.endswith(".safetensors")]
+    try:
+        state = dict(parse_json((folder / STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / STATE}: not a checkpoint's state ({error})") from None
+    return Checkpoint(manifest["step"], {Path(name).stem: read_tensors(folder / name)[0] for name in names}, state)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -105,7 +114,8 @@ def verify(folder: Path) -> dict[str, Any]:
         UserError: naming the first file at fault.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        refuse_what_is_no_file(folder / MANIFEST, LARGEST_JSON)
+        manifest = parse_json((folder / MANIFEST).read_text())
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST}: not a checkpoint's manifest ({error})") from error
@@ -113,10 +123,15 @@ def verify(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / MANIFEST}: checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
     if manifest.keys() != {"format", "step", "files"} or folder.name != f"step-{manifest['step']!s:0>7}":
         raise UserError(f"{folder / MANIFEST}: not the manifest of {folder.name} (damaged on disk?)")
+    if type(manifest["step"]) is not int or STATE not in files:
+        raise UserError(f"{folder / MANIFEST}: no manifest (it lacks {STATE}, or its step is no number)")
     for name, expected in files.items():
         path = folder / name
+        if not _FILE.fullmatch(name):
+            raise UserError(f"{folder / MANIFEST}: {name!r} is not the name of a checkpoint's file")
         if not path.is_file():
             raise UserError(f"{path}: missing from the checkpoint")
+        refuse_what_is_no_file(path, LARGEST_JSON if name == STATE else None)
         if _describe(path) != expected:
             raise UserError(f"{path}: differs from the checkpoint's manifest (damaged on disk?)")
     return manifest

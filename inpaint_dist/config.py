@@ -1,7 +1,6 @@
 """TrainConfig: the parts' own configs composed, checked against each other, to JSON and back."""
 
 import dataclasses
-import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from inpaint_dist.data.loader import DataConfig
 from inpaint_dist.data.remote import redacted
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.evaluation import METRICS, MetricName
+from inpaint_dist.host import parse_json
 from inpaint_dist.launch import LaunchConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.models import DiscriminatorConfig, GeneratorConfig, PatchDiscriminatorConfig, SeedAutoencoderConfig
@@ -166,7 +166,7 @@ def from_json(wanted: Any, plain: Any) -> Any:
 
 def generator_from_json(text: str) -> GeneratorConfig:
     """Rebuild the config of a generator from the metadata of its weights."""
-    return from_json(models.GeneratorConfig, json.loads(text))
+    return from_json(models.GeneratorConfig, parse_json(text))
 
 
 def shaping(config: TrainConfig, **facts: object) -> dict[str, object]:

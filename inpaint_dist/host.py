@@ -4,6 +4,7 @@ Standard library alone.
 """
 
 import ctypes
+import json
 import math
 import os
 import platform
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 PART = ".part"
@@ -186,3 +188,15 @@ def process_state(process: int) -> str:
 def is_running(process: int) -> bool:
     """Whether a process is there and has not ended, as far as this system tells."""
     return process_state(process) not in ("", "Z")
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """What json.loads gives; nesting too deep for Python is nonsense like any other.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inpaint_dist.batch import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked
 from inpaint_dist.data.photos import MASK_THRESHOLD, Pixels
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.weights import BEST, GENERATOR, load_into, read_generator
+from inpaint_dist.weights import BEST, GENERATOR, build_for, read_generator
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 WeightsName = Literal["latest", "best"]
@@ -51,8 +51,7 @@ class Inpainter:
         """
         path = weights_file(Path(source), weights)
         config, tensors, _ = read_generator(path)
-        network = config.build()
-        load_into(network, tensors, path)
+        network = build_for(config, tensors, path)
         return cls(network, network.size_multiple, find_device(device))
 
     def __call__(self, image: npt.NDArray[Any], mask: npt.NDArray[Any]) -> Pixels:

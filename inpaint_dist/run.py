@@ -32,6 +32,7 @@ from inpaint_dist.run_folder import (
     note_faults,
     preempted,
     read_checkpoint,
+    understood,
 )
 from inpaint_dist.stopping import Stop
 from inpaint_dist.tracking.health import Health
@@ -100,13 +101,12 @@ class Run:
         """Go back to the checkpoint that the run starts from, if there is one."""
         if (saved := read_checkpoint(self.start.checkpoint)) is None:
             return
-        self._load(saved)
-        bad = self.sources.loader.bad
-        bad.load_state(saved.state.get("bad_samples", []))
-        bad.check()
-        before = saved.state["total_steps"]
+        with understood(self.start.checkpoint):
+            self._load(saved)
+            self.sources.loader.bad.load_state(saved.state.get("bad_samples", []))
+        self.sources.loader.bad.check()
         kind = self.config.trainer.lr_schedule
-        if before != self.total and kind != "constant":
+        if (before := saved.state["total_steps"]) != self.total and kind != "constant":
             self.say(
                 f"note: {self.total:,} steps instead of {before:,}: the {kind} schedule goes on as for the new length: "
                 "not the same as one run of that length"

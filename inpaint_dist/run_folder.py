@@ -5,8 +5,8 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from inpaint_dist.config import RESUMABLE, SECTIONS, TrainConfig, to_json
 from inpaint_dist.data.remote import redacted
 from inpaint_dist.errors import Preempted, UsageError, UserError
 from inpaint_dist.faults import Fault
-from inpaint_dist.host import alone_in, versions, written_whole
+from inpaint_dist.host import alone_in, parse_json, versions, written_whole
 from inpaint_dist.launch import Launch
 from inpaint_dist.weights import BEST, CARD, GENERATOR
 
@@ -115,7 +115,7 @@ def _find_start(config: TrainConfig, shaping: Mapping[str, object], held: ExitSt
 def _read_shaping(folder: Path) -> dict[str, object]:
     """What shaped the run that a folder holds; refuse a folder that holds none."""
     try:
-        return dict(json.loads((folder / CONFIG).read_text())["shaping"])
+        return dict(parse_json((folder / CONFIG).read_text())["shaping"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder}: holds files but no run; choose another --output-dir") from None
 
@@ -237,7 +237,30 @@ def read_checkpoint(path: Path | None) -> Checkpoint | None:
         return None
     if not path.is_dir():
         raise UserError(f"{path}: not on this machine; several nodes need --output-dir on a shared disk")
-    return checkpoint.load(path)
+    saved = checkpoint.load(path)
+    with understood(path):
+        state = saved.state
+        counts = [state["trainer"]["step"], state["total_steps"], state.get("passed_over", 0)]
+        scores = [*state["scores"].values(), *state["best"].values()]
+        if counts[0] != saved.step or not all(type(count) is int and 0 <= count < 2**40 for count in counts):
+            raise ValueError(f"its counts are {counts}")
+        if not all(isinstance(score, int | float) for score in scores):
+            raise ValueError(f"its scores are {scores}")
+    return saved
+
+
+@contextmanager
+def understood(path: Path | None) -> Iterator[None]:
+    """Where a checkpoint is taken over: its checksums are right, but they do not tell what it holds.
+
+    Raises:
+        UserError: it holds what no run of these networks saves.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        about = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a checkpoint of this run ({about}); remove it, or --overwrite") from error
 
 
 def newest_in_health(root: Path) -> tuple[Path | None, list[str]]:
@@ -247,7 +270,7 @@ def newest_in_health(root: Path) -> tuple[Path | None, list[str]]:
     while True:
         path, more = checkpoint.newest(root, before)
         notes += more
-        if path is None or not json.loads((path / checkpoint.STATE).read_text())["trainer"].get("in_a_row", 0):
+        if path is None or not parse_json((path / checkpoint.STATE).read_text())["trainer"].get("in_a_row", 0):
             return path, notes
         notes.append(f"passed over {path.name}: it was saved between the skipped steps")
         before = checkpoint.step_of(path)

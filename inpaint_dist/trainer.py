@@ -19,7 +19,7 @@ from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.metrics.health import picture_health
-from inpaint_dist.models.blocks import batch_norms, has_batch_statistics, kept_statistics
+from inpaint_dist.models.blocks import batch_norms, has_batch_statistics, kept_statistics, move_spectral_norms
 from inpaint_dist.models.sync_batchnorm import synchronise_batch_norm
 from inpaint_dist.optimizers import load_optimizer, optimizer_tensors, schedule
 
@@ -193,6 +193,7 @@ class Trainer:
         objective = self.gan.objective
         penalise = objective.r1_weight > 0 and self.step_count % objective.r1_every == 0
         means: list[Tensor] = []
+        move_spectral_norms(self.discriminator)
         for number, (part, completion) in enumerate(zip(parts, completions, strict=True)):
             with self._reducing(self._ddp_d, last=number == len(parts) - 1):
                 with self.launch.autocast():
@@ -209,6 +210,7 @@ class Trainer:
     def _step_generator(self, parts: list[Batch], completions: list[Completion], *, measure: bool) -> dict[str, Tensor]:
         means: dict[str, list[Tensor]] = {}
         self.discriminator.requires_grad_(False)
+        move_spectral_norms(self.discriminator)
         for number, (part, completion) in enumerate(zip(parts, completions, strict=True)):
             with self._reducing(self._ddp_g, last=number == len(parts) - 1):
                 with self.launch.autocast():

@@ -3,15 +3,19 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from inpaint_dist.config import generator_from_json, to_json
 from inpaint_dist.errors import UserError
 from inpaint_dist.host import written_whole
 from inpaint_dist.models import GeneratorConfig
+from inpaint_dist.tensor_files import read_tensors
 
 GENERATOR = "generator.safetensors"
 BEST = "generator-best.safetensors"
@@ -56,18 +60,50 @@ def read_generator(source: Path) -> tuple[GeneratorConfig, dict[str, Tensor], di
     path = source / GENERATOR if source.is_dir() else source
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a run folder with a {GENERATOR}, or such a file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, str] = file.metadata() or {}
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+    weights, about = read_tensors(path)
     if about.get("kind") != _KIND:
         raise UserError(f"{path}: not a generator of this version of inpaint_dist (kind {about.get('kind')!r})")
     try:
         return generator_from_json(about["generator"]), weights, about
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: does not say which generator it holds ({error})") from error
+
+
+def build_for(config: GeneratorConfig, weights: Mapping[str, Tensor], source: Path) -> Any:
+    """Build the generator that a file says it holds, with its weights.
+
+    It is drafted first without memory, and no further than the file's weights reach: a file that claims a network of
+    terabytes, or of a billion layers, costs nothing.
+
+    Raises:
+        UserError: the file holds the weights of another network.
+    """
+    left = len(weights)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal left
+        del module, name, parameter
+        left -= 1
+        if left < 0:
+            raise UserError(f"it has more than {len(weights)} weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            draft = config.build()
+        wanted = {name: list(tensor.shape) for name, tensor in draft.state_dict().items()}
+        found = {name: list(tensor.shape) for name, tensor in weights.items()}
+        for name in [*wanted, *found]:
+            if wanted.get(name) != found.get(name):
+                is_, should = found.get(name, "missing"), wanted.get(name, "none")
+                raise UserError(f"{name} is {is_}, and in the network {should}")
+    except (UserError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise UserError(f"{source}: its weights fit another network ({error})") from None
+    finally:
+        hook.remove()
+    network = config.build()
+    load_into(network, weights, source)
+    return network
 
 
 def load_into(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

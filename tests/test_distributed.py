@@ -1,5 +1,6 @@
 """Several processes are one: run by this file itself on two ranks of a gloo group over loopback."""
 
+import itertools
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 from unittest.mock import patch
 
 import pytest
@@ -26,8 +27,9 @@ from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.evaluation import METRICS, EvaluationFailed, evaluate
 from inpaint_dist.launch import Launch, LaunchConfig, open_launch
-from inpaint_dist.losses.adversarial import HingeConfig, NonSaturatingConfig, SoftMaskConfig
+from inpaint_dist.losses.adversarial import AdversarialConfig, HingeConfig, NonSaturatingConfig, SoftMaskConfig
 from inpaint_dist.losses.objective import ObjectiveConfig
+from inpaint_dist.losses.perceptual import PerceptualConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig
 from inpaint_dist.models import (
     AOTConfig,
@@ -46,6 +48,7 @@ from inpaint_dist.models import (
     SpectralDiscriminatorConfig,
     UNetConfig,
 )
+from inpaint_dist.models.blocks import has_batch_statistics
 from inpaint_dist.models.sync_batchnorm import SyncBatchNorm2d
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.trainer import Trainer
@@ -100,6 +103,32 @@ assert {type(game.discriminator) for game in GAMES.values()} == {*get_args(Discr
 }
 
 
+DISCRIMINATORS = {
+    "patch": lambda raw: PatchDiscriminatorConfig(channels=(4, 8), sigmoid=not raw).build(),
+    "spectral": lambda raw: SPECTRAL.build(),
+    "features": lambda raw: FeatureDiscriminatorConfig(channels=(4, 8)).build(),
+}
+ADVERSARIAL = {type_.__name__.removesuffix("Config"): type_() for type_ in get_args(AdversarialConfig)}
+RECONSTRUCTION = {
+    " ".join(words): ReconstructionConfig(kind=words[0], where=words[1], reduction=words[2])
+    for words in itertools.product(
+        *(get_args(get_type_hints(ReconstructionConfig)[name]) for name in ("kind", "where", "reduction"))
+    )
+}
+MORE = {
+    "nothing": ObjectiveConfig(adversarial_weight=0.5),
+    "R1": ObjectiveConfig(adversarial_weight=0.5, r1_weight=0.3),
+    "everything": ObjectiveConfig(
+        adversarial_weight=0.5,
+        feature_matching_weight=2.0,
+        perceptual_weight=1.5,
+        style_weight=40.0,
+        discriminator_sees="composite",
+        augment=("colour", "translation", "cutout"),
+    ),
+}
+
+
 class PlainGenerator(nn.Module):
     """A generator without batch statistics."""
 
@@ -109,6 +138,22 @@ class PlainGenerator(nn.Module):
 
     def forward(self, masked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.layers(torch.cat([masked, mask], dim=1))
+
+
+GENERATORS: dict[str, Callable[[], nn.Module]] = {
+    "plain": PlainGenerator,
+    **{type(game.generator).__name__: game.generator.build for game in GAMES.values()},
+}
+MENU = [
+    *(["plain", "patch", "LeastSquares", reconstruction, "nothing"] for reconstruction in RECONSTRUCTION),
+    *(
+        [*words[:2], words[2], "l1 hole mean", words[3]]
+        for words in itertools.product(("plain", "UNetConfig"), DISCRIMINATORS, ADVERSARIAL, MORE)
+        if words[1::2] != ("features", "R1")  # no batch norm over ranks can be derived twice
+    ),
+    *([generator, "spectral", "NonSaturating", "l1 hole mean", "everything"] for generator in GENERATORS),
+]
+"""Every loss with every norm: no norm, batch norm in G and in D, spectral norm; and every generator."""
 
 
 # -------------------------------------------------------------------------------------------- what the ranks do
@@ -158,6 +203,43 @@ def train_steps(
         losses.append({name: float(launch.mean(value.clone())) for name, value in step.items()})
         keys.append(batch.keys)
     return {"losses": losses, "keys": keys, "start": start, "end": all_weights(trainer)}
+
+
+def gradients(
+    launch: Launch, *, shards: str, game: Sequence[str], weights: str, double: bool = True, **settings: Any
+) -> dict[str, torch.Tensor]:
+    """Both networks' gradients of the first step, as the optimisers are given them, each as one vector.
+
+    `game` names entries of NETWORKS, ADVERSARIAL, RECONSTRUCTION and MORE.
+    """
+    of_generator, of_discriminator, adversarial, reconstruction, more = game
+    raw = ADVERSARIAL[adversarial].raw_scores
+    objective = replace(
+        MORE[more],
+        adversarial=ADVERSARIAL[adversarial],
+        reconstruction=RECONSTRUCTION[reconstruction],
+        perceptual=PerceptualConfig(layers=("relu1_2",), weights=Path(weights)),
+    )
+    torch.manual_seed(0)
+    networks = (GENERATORS[of_generator]().double(), DISCRIMINATORS[of_discriminator](raw).double())
+    config = replace(RECIPES["unet"].trainer, **settings)
+    trainer, found = Trainer(config, *networks, objective, launch, total_steps=40), {}
+    if trainer.gan.features is not None:
+        trainer.gan.features.double()  # type: ignore[attr-defined]
+    update = trainer._update
+
+    def noted(network: nn.Module, *rest: Any) -> torch.Tensor:
+        found[rest[-1]] = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).clone()
+        return update(network, *rest)
+
+    trainer._update = noted  # type: ignore[method-assign]
+    (batch,) = some_batches(launch, shards, 1, double=True)
+    trainer.step(batch)
+    return found
+
+
+def all_gradients(launch: Launch, *, games: list[list[str]], **settings: Any) -> list[dict[str, torch.Tensor]]:
+    return [gradients(launch, game=game, **settings) for game in games]
 
 
 def reduced_bytes(launch: Launch, *, shards: str, kind: str, **settings: Any) -> dict[str, Any]:
@@ -498,6 +580,46 @@ def test_accumulated_over_two_ranks_is_the_larger_batch_without_batch_statistics
     assert equal_on_all_ranks([first["end"], second["end"]])
     still = [name for name in first["start"] if torch.equal(first["start"][name], first["end"][name])]
     assert [name for name in still if not name.startswith("optimizer")] == []
+
+
+def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The larger one of both networks' distances of gradients, relative to the gradient's length."""
+    assert found.keys() == expected.keys() == {"d", "g"}
+    assert all(float(vector.norm()) > 1e-6 for vector in expected.values())
+    return max(float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def alone(shards: Path, vgg16: Path) -> dict[tuple[str, ...], dict[str, torch.Tensor]]:
+    """Of every game of the menu, one process's gradients."""
+    torch.set_num_threads(1)  # this fixture comes before the one that does so for each test
+    found = all_gradients(ALONE, shards=str(shards), weights=str(vgg16), games=MENU)
+    return {tuple(game): one for game, one in zip(MENU, found, strict=True)}
+
+
+def test_every_loss_and_norm_gives_two_ranks_the_gradients_of_one_process(
+    ranks: Ranks, shards: Path, vgg16: Path, alone: dict, record_property: Callable[[str, object], None]
+):
+    first, second = ranks.run(all_gradients, timeout=200, shards=str(shards), weights=str(vgg16), games=MENU)
+    found = {", ".join(game): apart(mine, alone[tuple(game)]) for game, mine in zip(MENU, first, strict=True)}
+    record_property("games", len(found))
+    record_property("largest relative difference of a gradient", max(found.values()))
+    assert {name: difference for name, difference in found.items() if not difference < 1e-12} == {}
+    assert all(equal_on_all_ranks([mine, theirs]) for mine, theirs in zip(first, second, strict=True))
+
+
+def test_parts_give_the_gradients_of_the_whole_where_nothing_looks_at_the_batch(
+    ranks: Ranks, shards: Path, vgg16: Path, alone: dict, record_property: Callable[[str, object], None]
+):
+    of_generators = [name for name, make in GENERATORS.items() if not has_batch_statistics(make())]
+    games = [game for game in MENU if game[0] in of_generators and game[1] != "features"]
+    assert len(of_generators) >= 4 and {game[1] for game in games} == {"patch", "spectral"}
+    settings = {"shards": str(shards), "weights": str(vgg16), "games": games}
+    first, _ = ranks.run(all_gradients, timeout=200, gradient_accumulation_steps=2, **settings)
+    found = {", ".join(game): apart(mine, alone[tuple(game)]) for game, mine in zip(games, first, strict=True)}
+    record_property("games", len(found))
+    record_property("largest relative difference of a gradient", max(found.values()))
+    assert {name: difference for name, difference in found.items() if not difference < 1e-12} == {}
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -21,7 +21,7 @@ from inpaint_dist.models import (
     UNetConfig,
 )
 from inpaint_dist.recipes import RECIPES
-from inpaint_dist.weights import GENERATOR, export_generator, load_into, read_generator, write_card
+from inpaint_dist.weights import GENERATOR, build_for, export_generator, load_into, read_generator, write_card
 
 CONFIGS = [
     SeedAutoencoderConfig(channels=(4, 6)),
@@ -50,8 +50,7 @@ def test_a_generator_comes_back_as_it_was(tmp_path: Path, config: GeneratorConfi
         assert tensors.keys() == weights.keys()
         assert all(torch.equal(tensors[name], weights[name]) for name in weights)
         assert (about["recipe"], about["step"], json.loads(about["scores"])) == ("seed", "12", {"psnr": 25.5})
-    again = read.build()
-    load_into(again, tensors, path)
+    again = build_for(read, tensors, path)
     assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())
     assert [found.name for found in tmp_path.iterdir()] == [GENERATOR]
 

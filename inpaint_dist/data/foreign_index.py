@@ -31,7 +31,7 @@ from inpaint_dist.data.shards import (
     mask_extension,
 )
 from inpaint_dist.errors import UserError
-from inpaint_dist.host import alone_in, written_whole
+from inpaint_dist.host import alone_in, parse_json, written_whole
 
 _HEAD = {"kind": "inpaint_dist index of shards of others", "version": 1}
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)", re.DOTALL)  # webdataset's split: key, and extension from its first dot
@@ -212,9 +212,9 @@ def _read(path: Path) -> dict[str, Record] | None:
     """What was kept, by name; None where there is nothing, or nothing that makes sense."""
     try:
         lines = path.read_text("utf-8").splitlines()
-        if json.loads(lines[0]) != _HEAD:
+        if parse_json(lines[0]) != _HEAD:
             return None
-        records = [_sensible(json.loads(line)) for line in lines[1:]]
+        records = [_sensible(parse_json(line)) for line in lines[1:]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         return None
     return {record["name"]: record for record in records}

@@ -28,7 +28,7 @@ from inpaint_dist.data.masks import (
 )
 from inpaint_dist.data.packed_masks import encode_mask
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.host import PART, written_whole
+from inpaint_dist.host import PART, parse_json, written_whole
 
 LISTING = "masks.jsonl"
 SETTINGS = "settings.json"
@@ -182,7 +182,7 @@ def _read_settings(out: Path) -> dict[str, Any] | None:
             )
         return None
     try:
-        found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        found = parse_json((out / SETTINGS).read_text(encoding="utf-8"))
     except ValueError:
         found = None
     if not isinstance(found, dict):

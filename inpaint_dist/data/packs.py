@@ -20,7 +20,7 @@ from inpaint_dist.data.photo_sources import PhotoReader, Source, find_photos, st
 from inpaint_dist.data.photos import Pixels, decode_mask
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.errors import UserError
-from inpaint_dist.host import folder_written_whole
+from inpaint_dist.host import folder_written_whole, parse_json
 
 PACK, MASKS = "pack.json", "masks"
 _KIND = "inpaint_dist evaluation pack"
@@ -143,7 +143,7 @@ def _read(pack: Path) -> tuple[bytes, dict[str, Any]]:
     path = pack / PACK
     try:
         data = path.read_bytes()
-        about = dict(json.loads(data))
+        about = dict(parse_json(data))
         known = (about["kind"], about["version"]) == (_KIND, _VERSION)
         about = {name: about[name] for name in ("pairing", "size", "resize", "photos")}
         whole = all({"photo", "sha256", "mask sha256", "pixels sha256"} <= row.keys() for row in about["photos"])

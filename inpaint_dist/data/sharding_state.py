@@ -4,7 +4,6 @@ Whoever makes a shard writes its record right after the tar got its name, so tha
 than the shards that were under way. A record holds for one plan: its settings, its inputs, and the libraries' versions.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from inpaint_dist.data.progress import Progress
 from inpaint_dist.data.shard_writer import compact_json
 from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, UNFINISHED
 from inpaint_dist.errors import UserError
-from inpaint_dist.host import PART, usable_cores, written_whole
+from inpaint_dist.host import PART, parse_json, usable_cores, written_whole
 
 _PART_FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
 _SETTINGS = "settings.json"
@@ -76,7 +75,7 @@ class ShardRecord:
         """The record at a path; None where there is none, or no whole one."""
         try:
             about, line, rest = path.read_text("utf-8").split("\n")
-            fields = json.loads(about)
+            fields = parse_json(about)
             fields["rejected"] = [(name, reason) for name, reason in fields["rejected"]]
             record = cls(**fields, line=line)
         except (OSError, ValueError, KeyError, TypeError):
@@ -101,7 +100,7 @@ class Unfinished:
         has_tars = any(SHARD_NAME.fullmatch(path.name) for path in self.out.iterdir())
         begun = [*self.folder.glob(_SETTINGS), *self.folder.glob(f"part-*/{_SETTINGS}")]
         for path in begun:  # looked for after the tars, which whoever makes them writes after its settings
-            refuse_others(self.out, json.loads(path.read_text("utf-8")), self.settings)
+            refuse_others(self.out, parse_json(path.read_text("utf-8")), self.settings)
         if not begun and has_tars and not (self.out / INDEX_NAME).exists():
             raise UserError(f"--out {self.out} has tars without an {INDEX_NAME}: name another folder, or remove them")
         counts = {other.parts for other in self.parts()}

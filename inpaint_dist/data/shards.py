@@ -5,7 +5,6 @@ where every member lies and its checksum; shards/README.md describes both. The i
 short or changed is found by it, while a reader of the tar alone would end early without a word.
 """
 
-import json
 import os
 import re
 import threading
@@ -25,6 +24,7 @@ from inpaint_dist.data.packed_masks import decode_packed_mask, encode_mask
 from inpaint_dist.data.shard_source import ShardInfo, ShardSource
 from inpaint_dist.data.tar import ShardError
 from inpaint_dist.errors import UserError
+from inpaint_dist.host import parse_json
 
 __all__ = [
     "FORMAT",
@@ -295,14 +295,14 @@ def _read_index(folder: Path, split: str) -> tuple[dict[str, Any], Iterator[dict
     except (OSError, UnicodeDecodeError) as error:
         raise ShardError(f"{path} cannot be read ({error})") from None
     try:
-        head = json.loads("\n".join(line for line in lines if not line.startswith('{"name"')))
+        head = parse_json("\n".join(line for line in lines if not line.startswith('{"name"')))
         version = int(head["format"])
     except (ValueError, KeyError, TypeError):
         raise ShardError(f"{path} is damaged: make the shards again with tools/make_shards.py") from None
     if version > FORMAT:
         raise UserError(f"{path} is of format {version}, and this version reads up to {FORMAT}: update inpaint_dist")
     start = f'{{"name":"{split}-'
-    by_line = (json.loads(line.removesuffix(",")) for line in lines if line.startswith(start))
+    by_line = (parse_json(line.removesuffix(",")) for line in lines if line.startswith(start))
     if head.get("shards"):  # somebody laid the file out anew
         return head, (record for record in head["shards"] if str(record["name"]).startswith(f"{split}-"))
     return head, by_line

@@ -1,6 +1,5 @@
 """Reading every sample of a folder of shards back, against its index and checksums."""
 
-import json
 import os
 import threading
 import zlib
@@ -19,7 +18,7 @@ from inpaint_dist.data.photos import PhotoError, decode_photo
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.data.shards import INDEX_NAME, PHOTO_EXTENSION, SHARD_NAME, SPLITS, ShardError, ShardIndex
 from inpaint_dist.data.tar import Entry, walk
-from inpaint_dist.host import usable_cores
+from inpaint_dist.host import parse_json, usable_cores
 
 _JSON_KEYS = {"source", "width", "height", "sha256"}
 
@@ -225,7 +224,7 @@ def _content_problem(extension: str, data: bytes, size: int) -> str | None:
     """What is wrong with a member whose bytes are those that were written."""
     try:
         if extension == "json":
-            missing = _JSON_KEYS - set(json.loads(data))
+            missing = _JSON_KEYS - set(parse_json(data))
             return f"lacks {', '.join(sorted(missing))}" if missing else None
         if extension == PHOTO_EXTENSION:
             height, width = decode_photo(data, extension).shape[:2]

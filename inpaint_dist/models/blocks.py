@@ -1,4 +1,4 @@
-"""The blocks that the networks share, and what training asks of their batch norm."""
+"""The blocks that the networks share, and what training asks of their norms."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 
 def down(channels_in: int, channels_out: int, *, norm: bool = False, slope: float = 0.2) -> nn.Sequential:
@@ -66,6 +67,19 @@ def has_batch_statistics(network: nn.Module) -> bool:
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
     """Every layer of batch norm, synchronised ones too."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+def move_spectral_norms(network: nn.Module) -> None:
+    """Bring every spectral norm's estimate one power iteration nearer, and leave it there in the forwards that follow.
+
+    Left to themselves they move with each forward: a step in parts would not be the step of the whole batch.
+    """
+    for module in network.modules():
+        if isinstance(module, ParametrizationList) and any(hasattr(part, "_u") for part in module):
+            module.train()
+            with torch.no_grad():
+                module()
+            module.eval()
 
 
 @contextmanager

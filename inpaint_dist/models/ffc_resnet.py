@@ -33,6 +33,8 @@ class FFCResNetConfig:
             if getattr(self, name) < least:
                 flag = f"--generator.{name.replace('_', '-')}"
                 raise UsageError(f"{flag} {getattr(self, name)}: give at least {least}")
+        if self.halvings > 16:
+            raise UsageError(f"--generator.halvings {self.halvings}: give at most 16")
         branches(self.channels[-1], self.global_share)
 
     @property

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inpaint_dist.errors import UserError
-from inpaint_dist.host import written_whole
+from inpaint_dist.host import parse_json, written_whole
 
 Row = dict[str, float | int | None]
 """One line: `step` and the values reported at it; None where a value was not finite."""
@@ -182,7 +182,7 @@ def _parse(line: bytes | bytearray) -> Row | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         _step(row)
     except (ValueError, TypeError, KeyError):
         return None

@@ -22,7 +22,7 @@ from inpaint_dist.tracking.wandb_mode import choose_mode
 
 Status = Literal["finished", "failed", "interrupted"]
 
-INIT_TIMEOUT = 20.0
+INIT_TIMEOUT = 8.0
 """Seconds that a wandb server may take to answer at the start; wandb's own 90 leave the other ranks waiting."""
 FINISH_TIMEOUT = 120.0
 """Seconds that the last upload may take; what is left then can be sent with `wandb sync`."""
