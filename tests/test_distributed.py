@@ -80,6 +80,12 @@ RAW = PatchDiscriminatorConfig(channels=(4, 8), sigmoid=False)
 SPECTRAL = SpectralDiscriminatorConfig(channels=(4, 8), halvings=2)
 PROJECTED = ProjectedDiscriminatorConfig(channels=(4, 4, 8, 8), features="random")
 HINGE = ObjectiveConfig(adversarial=HingeConfig(), adversarial_weight=0.5)
+SPECTRA = ObjectiveConfig(
+    reconstruction=ReconstructionConfig(scales=3),
+    adversarial_weight=0.5,
+    focal_frequency_weight=2.0,
+    total_variation_weight=0.1,
+)
 SOFT = ObjectiveConfig(adversarial=SoftMaskConfig(), adversarial_weight=0.5)
 GAMES = {
     "seed": Game(SeedAutoencoderConfig(channels=(4, 8)), RECIPES["seed"].objective, SQUASHED),
@@ -92,6 +98,7 @@ GAMES = {
     "gated": Game(GatedConfig(base_channels=4, dilations=(2,)), RECIPES["deepfillv2"].objective, SPECTRAL),
     "aot": Game(AOTConfig(base_channels=4, blocks=1), SOFT, SPECTRAL),
     "projected": Game(UNetConfig(channels=(4, 8)), HINGE, PROJECTED),
+    "spectra": Game(UNetConfig(channels=(4, 8)), SPECTRA, SQUASHED),
     "migan": Game(MIGANConfig(channels=(4, 8)), PENALTY, RAW),
 }
 EQUAL = [name for name in GAMES if name != "r1 of batch norm"]
