@@ -66,7 +66,8 @@ UNET = TrainConfig(
 )
 """The seed's blocks with skip connections on a push-pull fill of the hole, predicting what the fill lacks.
 
-For first runs: it starts from the push-pull fill, which the seed needs far more steps to reach.
+For first runs: it starts from the push-pull fill, which the seed needs far more steps to reach. In ten minutes of two
+CPU cores at 128 pixels (2,262 steps) it gains 0.74 dB on that fill: 25.61 dB, where the seed has 23.08.
 """
 
 MEND = TrainConfig(
@@ -87,8 +88,9 @@ MEND = TrainConfig(
 """Ours: a slim U-Net that sees two unlearned fills, push-pull and the nearest known pixels, and weighs them; fast
 Fourier convolutions at 1/8 of the size, noise to make texture of, and a perceptual loss that looks through a window.
 
-What was tried and what it gave: docs/mend.md. Its base alone has an LPIPS 20 % below push-pull's; it has not been
-trained on it for its full minutes yet.
+What was tried and what it gave: docs/mend.md. Reached, at 128 pixels on 2,066 photos in ten minutes of two CPU cores
+(867 steps): LPIPS 0.137, KID 0.0096, PSNR 25.06, beside `unet`'s 0.150, 0.0121, 25.61 and `lama-small`'s 0.198, 0.0265,
+22.88. Its base, untrained, has 0.132, 0.0112, 24.98. Not measured on a GPU.
 """
 
 LAMA = TrainConfig(
@@ -120,7 +122,10 @@ It is made for about a million steps: a short run of it is no measure of it.
 """
 
 LAMA_SMALL = replace(LAMA, recipe="lama-small", generator=FFCResNetConfig(base_channels=32, blocks=6))
-"""LaMa's recipe on a generator of 4.8 million parameters instead of 27, a fifth of its multiplications."""
+"""LaMa's recipe on a generator of 4.8 million parameters instead of 27, a fifth of its multiplications.
+
+In ten minutes of two CPU cores at 128 pixels, 162 steps: LPIPS 0.198, 22.88 dB.
+"""
 
 BIG_LAMA = replace(LAMA, recipe="big-lama", generator=FFCResNetConfig(base_channels=64, blocks=18))
 """LaMa's recipe on its larger generator, of 51 million parameters: 1.7 times the multiplications."""
