@@ -274,7 +274,7 @@ def careful_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Mo
         adam_d.zero_grad()
         discriminator.requires_grad_(False)
         with launch.autocast():
-            adversarial = label_loss(discriminator(prediction).scores.float(), 1.0)
+            adversarial = label_loss(discriminator(prediction, mask).scores.float(), 1.0)
             loss_g = generator_total(recipe, prediction.float(), image, mask, adversarial)
         loss_g.backward()
         discriminator.requires_grad_(True)
@@ -294,12 +294,13 @@ def naive_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Modu
     def step(batch: Batch) -> dict[str, Tensor]:
         image, mask = batch.image.contiguous(), batch.mask
         fake = generator(masked(image, mask), mask)
-        loss_d = label_loss(discriminator(fake.detach()).scores, 0.0) + label_loss(discriminator(image).scores, 1.0)
+        scores_of_fake, scores_of_real = discriminator(fake.detach(), mask).scores, discriminator(image, mask).scores
+        loss_d = label_loss(scores_of_fake, 0.0) + label_loss(scores_of_real, 1.0)
         adam_d.zero_grad()
         loss_d.backward()
         adam_d.step()
         fake = generator(masked(image, mask), mask)
-        loss_g = generator_total(recipe, fake, image, mask, label_loss(discriminator(fake).scores, 1.0))
+        loss_g = generator_total(recipe, fake, image, mask, label_loss(discriminator(fake, mask).scores, 1.0))
         adam_g.zero_grad()
         loss_g.backward()
         adam_g.step()
