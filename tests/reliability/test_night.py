@@ -225,7 +225,7 @@ def sha256(run: Path) -> str:
 def test_a_run_through_a_night_of_ten_faults_ends_in_the_bits_of_the_unbroken_one(
     nursery: Any, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
-    a_night(nursery, tmp_path, seed=1, faults=10, steps=140, record=record_property)
+    a_night(nursery, tmp_path, seed=1, faults=10, steps=240, record=record_property)
 
 
 @pytest.mark.slow
