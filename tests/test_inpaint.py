@@ -13,7 +13,16 @@ from inpaint_dist import cli, inpaint, inpainter
 from inpaint_dist.batch import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked
 from inpaint_dist.errors import UserError
 from inpaint_dist.inpaint import Inpainter
-from inpaint_dist.models import FFCResNetConfig, FFCUNetConfig, SeedAutoencoderConfig, UNetConfig
+from inpaint_dist.models import (
+    AOTConfig,
+    ContextEncoderConfig,
+    FFCResNetConfig,
+    FFCUNetConfig,
+    GatedConfig,
+    MIGANConfig,
+    SeedAutoencoderConfig,
+    UNetConfig,
+)
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.weights import BEST, GENERATOR, export_generator
 
@@ -24,6 +33,10 @@ SMALL = {
     UNetConfig: {"channels": (4, 6, 8)},
     FFCResNetConfig: {"base_channels": 2, "blocks": 1},
     FFCUNetConfig: {"channels": (4, 8), "blocks": 1},
+    ContextEncoderConfig: {"size": 16, "channels": (4, 8), "bottleneck": 8},
+    GatedConfig: {"base_channels": 4, "dilations": (2,)},
+    AOTConfig: {"base_channels": 4, "blocks": 1},
+    MIGANConfig: {"channels": (4, 8)},
 }
 
 
