@@ -222,10 +222,12 @@ def sha256(run: Path) -> str:
     return hashlib.sha256((run / "generator.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_through_a_night_of_ten_faults_ends_in_the_bits_of_the_unbroken_one(
     nursery: Any, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
-    a_night(nursery, tmp_path, seed=1, faults=10, steps=240, record=record_property)
+    a_night(nursery, tmp_path, seed=1, faults=10, steps=480, record=record_property)
 
 
 @pytest.mark.slow
