@@ -400,6 +400,8 @@ def test_a_linear_classifier_is_right_on_sets_that_lie_apart_and_guesses_on_alik
     assert 0.3 < paired < 0.6 and 0.3 < unpaired < 0.6
     half = others + torch.tensor([9.0, 0.0]).repeat(100)[:, None]  # every other completion is told at sight
     assert 0.1 < discriminative_scores(photos, half)[0] < 0.4
+    wide = photos[:6].repeat(1, 256)  # few photos, as many features as a trunk gives: no classifier but a guess
+    assert discriminative_scores(wide, wide) == (0.0, 0.5)
 
 
 @pytest.mark.parametrize(
