@@ -144,27 +144,26 @@ def open_photos(config: QualityConfig) -> PhotoSet | ValSplit:
 
 
 def open_systems(runs: Sequence[tuple[str, Path]], size: int | None, device: torch.device) -> dict[str, Completer]:
-    """Every system as a function of (masked photo, mask) → prediction: the generators, then what learned nothing.
+    """Every system as a function of (masked photo, mask) → prediction: the generators, then what learned nothing."""
+    return {name: open_generator(name, place, size, device) for name, place in runs} | FILLS
+
+
+def open_generator(name: str, place: Path, size: int | None, device: torch.device) -> Completer:
+    """A generator as a function of (masked photo, mask) → prediction.
 
     Raises:
-        UserError: a generator is not there, or takes no pictures of that size.
+        UserError: it is not there, or takes no pictures of that size.
     """
-    systems: dict[str, Completer] = {}
-    for name, place in runs:
-        inpainter = Inpainter.load(place, device="cuda" if device.type == "cuda" else "cpu")
-        if size is not None and size % inpainter.size_multiple:
-            raise UserError(f"--size {size}: {name} takes multiples of {inpainter.size_multiple}")
-        if size is not None and getattr(inpainter.network, "fixed_size", size) != size:
-            raise UserError(f"--size {size}: {name} is made for pictures of {inpainter.network.fixed_size} pixels")
-        systems[name] = inpainter.network
-    return systems | FILLS
+    inpainter = Inpainter.load(place, device="cuda" if device.type == "cuda" else "cpu")
+    if size is not None and size % inpainter.size_multiple:
+        raise UserError(f"--size {size}: {name} takes multiples of {inpainter.size_multiple}")
+    if size is not None and getattr(inpainter.network, "fixed_size", size) != size:
+        raise UserError(f"--size {size}: {name} is made for pictures of {inpainter.network.fixed_size} pixels")
+    return inpainter.network
 
 
-def score(
-    pairs: Pairs, systems: Mapping[str, Completer], metrics: Sequence[MetricName], launch: Launch
-) -> dict[str, Measured]:
+def score(pairs: Pairs, systems: Mapping[str, Completer], ruler: Ruler, launch: Launch) -> dict[str, Measured]:
     """Score all of them on the same holes."""
-    ruler = Ruler(metrics, launch.device)
     found: dict[str, Measured] = {}
     for name, complete in systems.items():
         sys.stderr.write(f"scoring {name}\n")
@@ -208,8 +207,6 @@ def _cell(part: Mapping[str, float] | None) -> str:
         return "-"
     if "value" in part:
         return f"{part['value']:.4f}"
-    if "deviation" in part:
-        return f"{part['mean']:.4f} ± {part['deviation']:.4f}"
     return f"{part['mean']:.4f} [{part['low']:.4f}, {part['high']:.4f}]"
 
 
@@ -276,7 +273,7 @@ def main(argv: Sequence[str]) -> int:
     with open_launch(LaunchConfig(cpu=config.cpu, mixed_precision="no")) as launch:
         pairs = open_photos(config)
         systems = open_systems(config.named_runs(), pairs.size, launch.device)
-        scored = score(pairs, systems, config.metrics, launch)
+        scored = score(pairs, systems, Ruler(config.metrics, launch.device), launch)
         figures = figures_of(scored, config.metrics)
         print("\n".join(table(figures, config.metrics)))
         if config.sheet is not None:

@@ -66,7 +66,7 @@ class TrainConfig:
     best_by: MetricName = "psnr"
     """Which of them decides what are the best weights and checkpoint, which are kept."""
     init_from: Path | None = None
-    """A run folder, or a generator.safetensors, whose generator the run starts with."""
+    """A run folder, one of its checkpoints, or a generator.safetensors, whose generator the run starts with."""
     allow_changed: tuple[str, ...] = ()
     """What may differ from the run that the folder holds, which goes on all the same: dataset, global_batch, or a flag
     such as trainer.lr. Never another network."""

@@ -54,7 +54,7 @@ class EvaluateConfig:
     """What is scored, on what, by what."""
 
     run: Path | None = None
-    """Run folder, or a generator's .safetensors file."""
+    """Run folder, one of its checkpoints, or a generator's .safetensors file."""
     outputs: Path | None = None
     """Score a folder of pictures that any other system made, named as the photos, instead of RUN."""
     composite: bool = False

@@ -26,6 +26,7 @@ from inpaint_dist.metrics.learned import (
     discriminative_scores,
     frechet_distance,
     kernel_distance,
+    kernel_distance_error,
     need_discriminative_scores,
 )
 
@@ -208,7 +209,11 @@ def _summary(part: Measured, metrics: Sequence[str]) -> dict[str, Any]:
         intervals = bootstrap_interval(np.stack([part.scores[name] for name in means], axis=1))
         for (name, mean), low, high in zip(means.items(), *intervals, strict=True):
             told[name] = {"mean": _round(mean), "low": _round(low), "high": _round(high)}
-    for name, about in _over_sets(part, metrics).items():
+    sets = _over_sets(part, metrics)
+    if "kid" in sets and part.photos is not None and part.completions is not None:
+        error = 1.96 * kernel_distance_error(torch.from_numpy(part.photos), torch.from_numpy(part.completions))
+        sets["kid"] |= {"low": sets["kid"]["mean"] - error, "high": sets["kid"]["mean"] + error}
+    for name, about in sets.items():
         told[name] = {key: _round(value) if isinstance(value, float) else value for key, value in about.items()}
     return told
 

@@ -34,7 +34,7 @@ class InpaintConfig:
     """Which photos to fill, by which generator."""
 
     run: Path
-    """Run folder, or a generator's .safetensors file."""
+    """Run folder, one of its checkpoints, or a generator's .safetensors file."""
     image: str
     """Photo, or a folder, glob or .zip of photos. They may have any size: one of more than 4 megapixels is worked on
     around its holes only. Alpha is laid over white."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inpaint_dist.batch import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked
 from inpaint_dist.data.photos import MASK_THRESHOLD, Pixels
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.weights import BEST, GENERATOR, build_for, read_generator
+from inpaint_dist.weights import BEST, build_for, generator_file, read_generator
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 WeightsName = Literal["latest", "best"]
@@ -42,7 +42,7 @@ class Inpainter:
         """Read a generator.
 
         Args:
-            source: a run folder, or a generator's .safetensors file.
+            source: a run folder, one of its checkpoints, or a generator's .safetensors file.
             weights: of a run folder: those of its last save, or those that scored best on its validation set.
             device: auto takes a GPU where there is one.
 
@@ -125,7 +125,7 @@ def weights_file(source: Path, weights: WeightsName) -> Path:
         UserError: there are no best ones.
     """
     if weights == "latest":
-        return source / GENERATOR if source.is_dir() else source
+        return generator_file(source)
     if source.is_file():
         raise UsageError(f"--weights best: {source} is a file; it needs a run folder")
     if source.is_dir() and not (source / BEST).is_file():

@@ -19,9 +19,9 @@ from inpaint_dist.errors import Preempted, UsageError, UserError
 from inpaint_dist.faults import Fault
 from inpaint_dist.host import alone_in, parse_json, versions, written_whole
 from inpaint_dist.launch import Launch
-from inpaint_dist.weights import BEST, CARD, GENERATOR
+from inpaint_dist.weights import BEST, CARD, CONFIG, GENERATOR
 
-CONFIG, CHECKPOINTS, FAULTS = "config.json", "checkpoints", "faults.jsonl"
+CHECKPOINTS, FAULTS = "checkpoints", "faults.jsonl"
 DATASET, GLOBAL_BATCH = "dataset", "global_batch"
 """What shapes a run beside its config: the samples it reads, and how many a step."""
 OURS = (

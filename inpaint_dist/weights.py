@@ -11,15 +11,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from inpaint_dist.config import generator_from_json, to_json
+from inpaint_dist import checkpoint
+from inpaint_dist.config import from_json, generator_from_json, to_json
 from inpaint_dist.errors import UserError
-from inpaint_dist.host import written_whole
+from inpaint_dist.host import parse_json, written_whole
 from inpaint_dist.models import GeneratorConfig
 from inpaint_dist.tensor_files import read_tensors
 
 GENERATOR = "generator.safetensors"
 BEST = "generator-best.safetensors"
 CARD = "README.md"
+CONFIG = "config.json"
+"""Of a run, beside its checkpoints."""
+AVERAGED = "ema.safetensors"
+"""A generator's averaged weights, in a checkpoint."""
 _KIND = "inpaint_dist generator 1"
 
 
@@ -52,14 +57,18 @@ def _sort_metadata(path: Path) -> None:
 
 
 def read_generator(source: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dict[str, str]]:
-    """Read a generator from its file, or from a run folder: its config, its weights, and what is told about it.
+    """Read a generator from its file, a run folder or one of its checkpoints: config, weights, and what is told of it.
+
+    Of a checkpoint, as of a run, they are the averaged weights.
 
     Raises:
         UserError: where there is none, or the file is damaged or of another kind.
     """
-    path = source / GENERATOR if source.is_dir() else source
+    path = generator_file(source)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a run folder with a {GENERATOR}, or such a file")
+    if (path.parent / checkpoint.MANIFEST).is_file():
+        return _of_checkpoint(path)
     weights, about = read_tensors(path)
     if about.get("kind") != _KIND:
         raise UserError(f"{path}: not a generator of this version of inpaint_dist (kind {about.get('kind')!r})")
@@ -67,6 +76,27 @@ def read_generator(source: Path) -> tuple[GeneratorConfig, dict[str, Tensor], di
         return generator_from_json(about["generator"]), weights, about
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: does not say which generator it holds ({error})") from error
+
+
+def generator_file(source: Path) -> Path:
+    """The file of the averaged weights of a run, of one of its checkpoints, or the file itself."""
+    if not source.is_dir():
+        return source
+    return source / (AVERAGED if (source / checkpoint.MANIFEST).is_file() else GENERATOR)
+
+
+def _of_checkpoint(path: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dict[str, str]]:
+    folder, config = path.parent, path.resolve().parents[2] / CONFIG
+    step = checkpoint.verify(folder)["step"]
+    if path.name != AVERAGED:
+        raise UserError(f"{path}: what a run goes on from; give {folder}, whose averaged weights are meant for use")
+    weights, _ = read_tensors(path)
+    try:
+        plain = parse_json(config.read_text())["config"]
+        generator = from_json(GeneratorConfig, plain["generator"])
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{config}: does not say which generator {folder.name} is of ({error})") from error
+    return generator, weights, {"recipe": str(plain.get("recipe")), "step": str(step)}
 
 
 def build_for(config: GeneratorConfig, weights: Mapping[str, Tensor], source: Path) -> Any:

@@ -18,7 +18,7 @@ import torch
 from inpaint_dist import cli, evaluate
 from inpaint_dist.evaluate import EvaluateConfig
 from inpaint_dist.evaluation import METRICS
-from inpaint_dist.metrics.learned import discriminative_scores
+from inpaint_dist.metrics.learned import FEATURES, discriminative_scores, kernel_distance_error
 from inpaint_dist.models import UNetConfig
 from inpaint_dist.weights import GENERATOR, export_generator
 
@@ -390,6 +390,28 @@ def test_fid_and_kid_of_the_photos_themselves_are_nothing_and_few_photos_are_sai
     assert figures["u_ids"]["too few photos"] is True
     said = capsys.readouterr().out
     assert "FID of no more than 2,048 photos is biased" in said and "U-IDS say nothing" in said
+
+
+def test_the_error_of_kid_is_how_far_draws_of_photos_scatter():
+    chance = np.random.RandomState(0)
+    shared = chance.standard_normal((10, FEATURES))
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = chance.standard_normal((count, 10))
+        others = codes + 0.3 * chance.standard_normal((count, 10)) + 0.2
+        return torch.from_numpy(np.maximum(codes @ shared / 3, 0)), torch.from_numpy(np.maximum(others @ shared / 3, 0))
+
+    def distance(photos: torch.Tensor, completions: torch.Tensor) -> float:  # Gretton et al., 2012, eq. 4
+        kernel = lambda a, b: (a @ b.T / FEATURES + 1) ** 3  # noqa: E731
+        terms = kernel(photos, photos) + kernel(completions, completions)
+        terms -= kernel(photos, completions) + kernel(completions, photos)
+        return float((terms.sum() - terms.trace()) / (len(photos) * (len(photos) - 1)))
+
+    draws = [draw(120) for _ in range(60)]
+    scatter = float(np.std([distance(*drawn) for drawn in draws]))
+    assert np.mean([kernel_distance_error(*drawn) for drawn in draws]) == pytest.approx(scatter, rel=0.25)
+    many = draw(1500)  # more than a block
+    assert kernel_distance_error(*many) < scatter / 2
 
 
 def test_a_linear_classifier_is_right_on_sets_that_lie_apart_and_guesses_on_alike_ones():

@@ -70,6 +70,14 @@ def test_every_recipe_leaves_a_whole_run_folder(recipe: str, precision: str, run
     assert type(config) is type(RECIPES[recipe].generator) and about["step"] == "4" and about["recipe"] == recipe
     ema = load_file(run / "checkpoints/step-0000004/ema.safetensors")
     assert all(torch.equal(weights[name], ema[name]) for name in ema)
+    config_then, weights_then, about_then = read_generator(run / "checkpoints/step-0000004")
+    assert (config_then, about_then["step"], about_then["recipe"]) == (config, "4", recipe)
+    assert weights_then.keys() == weights.keys() and all(torch.equal(weights_then[name], ema[name]) for name in ema)
+    with pytest.raises(UserError, match=r"step-0000004/generator.safetensors: .*; give .*step-0000004, whose averaged"):
+        read_generator(run / "checkpoints/step-0000004/generator.safetensors")
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config.json: does not say which generator step-0000004 is of"):
+        read_generator(run / "checkpoints/step-0000004")
 
 
 def test_epochs_become_steps_and_the_last_one_is_saved(run_train: Runner):

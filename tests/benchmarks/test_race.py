@@ -11,7 +11,7 @@ import pytest
 from benchmarks import race as module
 from benchmarks import report
 from benchmarks.quality import FILLS
-from benchmarks.race import RaceConfig, plan_of, plan_row, step_cost, train_row
+from benchmarks.race import COSTS, RaceConfig, plan_of, plan_row, step_cost, train_row
 from benchmarks.variants import MEND, ROWS, VARIANTS
 from inpaint_dist.config import TrainConfig
 from inpaint_dist.errors import UsageError
@@ -55,14 +55,14 @@ def test_a_row_trains_once_for_the_steps_that_its_time_holds_and_is_scored_besid
     shards: Path, tmp_path: Path, tiny_row: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ):
     race = a_race(shards, tmp_path)
-    monkeypatch.setattr(module, "step_cost", lambda config: (race.seconds / 3, 7))
+    monkeypatch.setattr(module, "step_cost", lambda config: (race.seconds / 21, 7, "bf16"))
     plan_row(race, "tiny")
     assert "seconds" not in json.loads(plan_of(race, "tiny").read_text())
     train_row(race, "tiny")
     told = json.loads(plan_of(race, "tiny").read_text())
-    assert told["steps"] == 3 and told["parameters"] == 7 and told["seconds"] > 0
+    assert told["steps"] == 21 and told["parameters"] == 7 and told["seconds"] > 0
     steps = [json.loads(line)["step"] for line in (race.work / "tiny/history.jsonl").read_text().splitlines()]
-    assert steps[-1] == 3
+    assert steps[-1] == 21
     monkeypatch.setattr(module, "train", lambda config: pytest.fail("trained a second time"))
     with pytest.raises(UsageError, match="is of another minutes, recipe; name another --work"):
         plan_row(replace(race, minutes=0.2, seed=1), "tiny")
@@ -74,20 +74,47 @@ def test_a_row_trains_once_for_the_steps_that_its_time_holds_and_is_scored_besid
     flags = {"shards": race.shards, "photos": race.photos, "masks": race.masks, "work": race.work}
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     monkeypatch.setattr(module, "in_processes", lambda work, race: work(race, "tiny"))
-    assert module.main([*words, "--rows", "tiny", "--minutes", "0.1", "--metrics", "psnr", "hole_l1"]) == 0
+    words += ["--rows", "tiny", "--minutes", "0.1", "--metrics", "psnr", "hole_l1", "--curves"]
+    assert module.main([*words, str(tmp_path / "curves.png"), "--sheet", str(tmp_path / "sheet.jpg")]) == 0
+    assert all(cv2.imread(str(tmp_path / name)) is not None for name in ("curves.png", "sheet.jpg"))
     written = json.loads((tmp_path / "results" / "race.json").read_text())
+    progress = written["figures"]["tiny"].pop("progress")
+    assert [point["minutes"] for point in progress] == pytest.approx(
+        [0.1 * step / 21 for step in (4, 8, 12, 16, 21)], abs=1e-3
+    )
+    assert {key: progress[-1][key] for key in ("psnr", "hole_l1")} == {
+        key: written["figures"]["tiny"]["all"][key] for key in ("psnr", "hole_l1")
+    }
+    assert len({point["psnr"]["mean"] for point in progress}) == 5
     assert written["figures"].keys() == {"tiny", *FILLS}
     assert all(about["all"]["photos"] == 4 for about in written["figures"].values())
     assert written["context"]["training"] == {
-        "tiny": {name: told[name] for name in ("steps", "parameters", "seconds a step", "seconds")}
-        | {"masks": "paired", "flip": True, "rates": "tail", "batch": 2}
+        "tiny": {name: told[name] for name in COSTS} | {"masks": "paired", "flip": True, "rates": "tail", "batch": 2}
     }
+
+
+def test_a_row_that_was_killed_goes_on_and_tells_the_seconds_of_all_its_sittings(
+    shards: Path, tmp_path: Path, tiny_row: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    race = a_race(shards, tmp_path)
+    monkeypatch.setattr(module, "step_cost", lambda config: (race.seconds / 10, 7, "bf16"))
+    plan_row(race, "tiny")
+    plan = json.loads(plan_of(race, "tiny").read_text())
+    # As a sitting that was killed leaves it: half the steps, and what the last note said.
+    module.train(replace(module.config_of(race, "tiny"), max_steps=5, checkpoint_every=1))
+    plan_of(race, "tiny").write_text(json.dumps(plan | {"seconds": 1000.0, "done": False}))
+    monkeypatch.setattr(module, "TALLY_EVERY", 0.001)
+    train_row(race, "tiny")
+    told = json.loads(plan_of(race, "tiny").read_text())
+    assert 1000 < told["seconds"] < 1100 and told["done"] is True
+    steps = [json.loads(line)["step"] for line in (race.work / "tiny/history.jsonl").read_text().splitlines()]
+    assert steps == sorted({*steps}) and steps[-1] == 10
 
 
 def test_a_rows_cost_is_that_of_its_median_step(shards: Path, tiny_row: TrainConfig):
     config = replace(tiny_row, data=replace(tiny_row.data, shards=str(shards), workers=0))
-    cost, parameters = step_cost(config)
-    assert cost > 0
+    cost, parameters, precision = step_cost(config)
+    assert cost > 0 and precision in ("no", "bf16")
     assert parameters == sum(p.numel() for p in tiny_row.generator.build().parameters())
 
 
@@ -104,6 +131,10 @@ def test_every_variant_differs_from_mend_and_carries_a_name_of_its_own():
         ({"metrics": ("beauty",)}, "--metrics beauty"),
         ({"minutes": 0.0}, r"--minutes 0\.0"),
         ({"at_once": 0}, "--at-once 0"),
+        ({"points": 3}, "--points 3"),
+        ({"points": 0}, "--points 0"),
+        ({"curves": Path("c.jpg")}, r"--curves c\.jpg"),
+        ({"sheet": Path("s.gif")}, r"--sheet s\.gif"),
     ],
 )
 def test_a_race_that_cannot_be_run_is_refused(settings: dict, flag: str):
