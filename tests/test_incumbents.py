@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -17,14 +17,15 @@ import torch.nn.functional as F
 import webdataset.writer
 from torch import Tensor, nn
 
-from inpaint_dist.batch import Batch, masked
+from inpaint_dist.batch import Batch, check, masked
 from inpaint_dist.data.loader import DataConfig, Loader
 from inpaint_dist.data.order import SampleOrder
 from inpaint_dist.data.photo_sources import find_photos
 from inpaint_dist.data.shard_writer import ShardWriter
 from inpaint_dist.data.shards import ShardIndex
+from inpaint_dist.errors import UserError
 from inpaint_dist.launch import Launch
-from inpaint_dist.losses.adversarial import SoftMaskConfig
+from inpaint_dist.losses.adversarial import AdversarialConfig, SoftMaskConfig
 from inpaint_dist.models import PatchDiscriminatorConfig, UNetConfig
 from inpaint_dist.models.fourier import FourierUnit
 from inpaint_dist.recipes import RECIPES
@@ -192,6 +193,39 @@ def test_seed_0_is_a_seed_and_every_sample_has_a_mask_of_its_own(shards: Path):
     batch = next(iter(loader.batches(0, 1)))
     assert different(batch.mask) == 8
     assert different(batch.mask[:1].expand(8, -1, -1, -1)) == 1
+
+
+def test_every_adversarial_loss_on_the_menu_can_be_played():
+    """LaMa's `kind: bce` crashes at the first step: its loss takes other arguments than the game gives."""
+
+    def plays(loss: Any) -> bool:
+        fake, mask = torch.rand(2, 1, 4, 4, requires_grad=True), torch.ones(2, 1, 16, 16)
+        try:
+            games = (loss.discriminator(real=torch.rand(2, 1, 4, 4), fake=fake, mask=mask), loss.generator(fake, mask))
+        except TypeError:
+            return False
+        pulls = [torch.autograd.grad(game, fake)[0] for game in games]
+        return all(bool(torch.isfinite(pull).all()) and bool(pull.abs().sum() > 0) for pull in pulls)
+
+    class OfAnotherSignature:
+        def discriminator(self, mask: Tensor, real: Tensor) -> Tensor:
+            return F.binary_cross_entropy(real, torch.ones_like(real)) * mask.mean()
+
+    menu = get_args(AdversarialConfig)
+    assert len(menu) >= 4
+    assert all(plays(config().build()) for config in menu)
+    assert not plays(OfAnotherSignature())
+
+
+def test_a_mask_whose_axes_were_never_moved_does_not_reach_a_step():
+    """MAT and DeepFillv2's ports call `mask.transpose(…)` and drop what it returns."""
+    whole = a_batch()
+    check(whole)
+    mask = whole.mask.permute(0, 2, 3, 1)  # (B, H, W, 1), as images are read
+    mask.permute(0, 3, 1, 2)  # and thrown away
+    object.__setattr__(whole, "mask", mask)  # past the types, which the tests check and a run does not
+    with pytest.raises(UserError, match=r"masks \(4, 16, 16, 1\), not"):
+        check(whole)
 
 
 def test_what_the_hole_hides_never_reaches_the_generator():
