@@ -170,8 +170,6 @@ def page(report: Mapping[str, Any]) -> str:
         "",
         "Not covered: GPUs and NCCL (no machine with one ran these tests), several machines, network file systems, a",
         "sparse file of terabytes in a checkpoint's place, and power that fails under the disk's own cache.",
-        "Not settled: the night of faults is one of the long tests (`--long`); of five runs of ten faults two ended in",
-        "the bits of the unbroken run, and in three the run reached its end before the test had done all its faults.",
         "",
     ]
     return "\n".join(lines)

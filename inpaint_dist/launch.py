@@ -111,6 +111,8 @@ class Launch:
 
 
 VOTES_A_SECOND = 2.0
+LONGEST_PAUSE = 50
+"""Steps without a vote at most: they may become slower at any time."""
 
 
 class Vote:
@@ -121,15 +123,17 @@ class Vote:
     """
 
     def __init__(self, launch: Launch) -> None:
-        self._launch, self._next, self._last = launch, 0, (0, time.monotonic())
+        self._launch, self._pause, self._last = launch, 0, time.monotonic()
+        self._since = 0  # steps since the last vote; a run's own count starts anywhere, and goes back
         self._pending: tuple[Tensor, torch.cuda.Event | None] | None = None
 
-    def is_asked(self, step: int, asked: bool) -> bool:
+    def is_asked(self, asked: bool) -> bool:
         """Whether a rank was asked to stop, as far as all ranks know by now. Collective: after every step."""
         if self._launch.world == 1:
             return asked
-        if self._pending is None and step >= self._next:
-            self._put(step, asked)
+        self._since += 1
+        if self._pending is None and self._since > self._pause:
+            self._put(asked)
             if self._launch.device.type == "cuda":
                 return False
         if self._pending is None:
@@ -138,15 +142,14 @@ class Vote:
         if copied is not None:
             copied.synchronize()
         self._pending = None
-        anybody, seconds = answer.tolist()
-        self._next = step + max(1, int(1 / (VOTES_A_SECOND * max(seconds, 1e-6))))  # of the slowest, so the same on all
+        anybody, seconds = answer.tolist()  # of the slowest, so the same on all
+        self._pause = min(LONGEST_PAUSE, int(1 / (VOTES_A_SECOND * max(seconds, 1e-6))))
         return anybody > 0
 
-    def _put(self, step: int, asked: bool) -> None:
-        (before, then), now = self._last, time.monotonic()
-        self._last = step, now
-        on_gpu = self._launch.device.type == "cuda"
-        mine = torch.tensor([float(asked), (now - then) / max(1, step - before)], pin_memory=on_gpu)
+    def _put(self, asked: bool) -> None:
+        now, on_gpu = time.monotonic(), self._launch.device.type == "cuda"
+        mine = torch.tensor([float(asked), (now - self._last) / self._since], pin_memory=on_gpu)
+        self._last, self._since = now, 0
         whole = self._launch.largest(mine.to(self._launch.device, non_blocking=True))
         if not on_gpu:
             self._pending = whole, None

@@ -294,7 +294,7 @@ class Run:
 
     def stop_if_asked(self, step: int) -> None:
         """End the run by Preempted, with a checkpoint of this step, where a signal asked a rank to. Collective."""
-        if step == self.total or not self._vote.is_asked(step, self.stop.asked_by is not None):
+        if step == self.total or not self._vote.is_asked(self.stop.asked_by is not None):
             return
         if not self.is_due("save", step):
             self.save(step)

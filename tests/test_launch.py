@@ -12,7 +12,7 @@ import torch
 from inpaint_dist import launch
 from inpaint_dist.errors import UsageError
 from inpaint_dist.host import usable_cores
-from inpaint_dist.launch import resolve_precision
+from inpaint_dist.launch import LONGEST_PAUSE, Vote, resolve_precision
 
 ROOT = Path(__file__).parents[1]
 TOLD = "ACCELERATE_MIXED_PRECISION"
@@ -86,6 +86,40 @@ def test_bf16_that_a_gpu_only_emulates_is_not_taken(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(usable_cores() < 2, reason="on one core, all cores and one thread are the same")
+class Alone(launch.Launch):
+    """One of two ranks, whose word is what both say."""
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+@pytest.mark.parametrize("start_up", [0.1, 60.0])
+@pytest.mark.parametrize("seconds", [0.001, 0.02, 0.3, 5.0])
+def test_ranks_ask_each_other_soon_whatever_came_before(
+    seconds: float, start_up: float, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that went on at a late step once took its start-up for thousands of quick steps, and heard no signal."""
+    now = 0.0
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now)
+    vote = Vote(Alone(torch.device("cpu"), rank=0, world=2, precision="no", threads=1))
+    now += start_up
+
+    def steps_until_heard(cost: float) -> int:
+        nonlocal now
+        for step in range(1, 1000):
+            now += cost
+            if vote.is_asked(True):
+                return step
+        pytest.fail("never heard")
+
+    assert steps_until_heard(seconds) == 1
+    soon = max(1, min(LONGEST_PAUSE, 0.5 / seconds)) + 1
+    for _ in range(3):
+        assert steps_until_heard(seconds) <= soon
+    assert steps_until_heard(100 * seconds) <= soon  # slower from one step to the next
+    assert not any(vote.is_asked(False) for _ in range(100))
+
+
 def test_a_launchers_omp_num_threads_does_not_leave_cores_idle_and_the_flag_counts():
     mine = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     mine |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
