@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import cast
@@ -34,12 +35,13 @@ from inpaint_dist.run_folder import (
     read_checkpoint,
     understood,
 )
+from inpaint_dist.saving import Snapshot, Writer
 from inpaint_dist.stopping import Stop
 from inpaint_dist.tracking.health import Health
 from inpaint_dist.tracking.meter import Meter
 from inpaint_dist.tracking.tracker import NullTracker, Tracker
 from inpaint_dist.trainer import Trainer, count_parameters
-from inpaint_dist.weights import BEST, CARD, GENERATOR, export_generator, write_card
+from inpaint_dist.weights import BEST, GENERATOR, export_generator
 
 GRID_ROWS = 6
 BAD_SAMPLES = "data/bad_samples"
@@ -72,6 +74,7 @@ class Run:
         self.tracker = self._open_tracker() if launch.is_main else NullTracker()
         self.meter = Meter(sources.loader.global_batch, self.total)
         self.health = Health(self.total)
+        self._writer = Writer()
         self._shown: Batch | None = None
         self.every = {
             "report": config.tracking.report_every,
@@ -87,6 +90,7 @@ class Run:
         """Close what is reported to, with how the run ended."""
         if error is not None:
             interrupted = isinstance(error, KeyboardInterrupt)
+            self._tell_failed_saves(wait=True)
             self.tracker.message(f"stopped: {str(error) or ('interrupted' if interrupted else kind)}")
             self.tracker.close("interrupted" if interrupted else "failed")
         else:
@@ -161,6 +165,7 @@ class Run:
 
     def _go_back(self) -> int:
         """Return to the newest checkpoint, and to the photos after those that the run failed at. Returns its step."""
+        self._tell_failed_saves(wait=True)
         failed_at, fault, limit = self.trainer.faults.stuck_at, self._last_fault, self.config.trainer.max_skipped_steps
         where = newest_in_health(self.folder / CHECKPOINTS) if self.launch.is_main else None
         path, notes = cast("tuple[Path | None, list[str]]", self.launch.share(where))
@@ -196,6 +201,7 @@ class Run:
         PULSE.enter("report")
         if self.is_stuck():
             return
+        self._tell_failed_saves(wait=False)
         self._keep_folder()
         bad = self.sources.loader.bad
         met = torch.tensor(float(len(bad.new)), device=self.launch.device)
@@ -252,14 +258,18 @@ class Run:
         self.tracker.report(step, {f"val/{name}": value for name, value in self.scores.items()})
         if self._is_best():
             self.best = {"step": step, **self.scores}
-            self._write(lambda: self._export(BEST, step), last=step == self.total)
+            self._write(partial(self._export_best, step), last=step == self.total)
         self.meter.skip()
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint and the weights for use; a failure ends the run only at its last step."""
+    def save(self, step: int, *, ending: bool = False) -> None:
+        """Write a checkpoint and the weights for use: a copy, in a thread, or at once where the run is ending.
+
+        A failure is a warning, but at the last step an error.
+        """
         PULSE.enter("save")
         if self.is_stuck():
             return
+        self._tell_failed_saves(wait=True)
         self._agree_on_bad_samples()
         tensors, state = self.trainer.state()
         whole = {
@@ -272,32 +282,33 @@ class Run:
             "bad_samples": self.sources.loader.bad.state(),
             "validation": self._validation_fingerprint(),
         }
-
-        def write_weights() -> None:
-            self._export(GENERATOR, step)
-            self._write_card(step)
-
-        def write_checkpoint() -> None:
-            root = self.folder / CHECKPOINTS
-            checkpoint.save(root, step, tensors, whole)
-            best = [checkpoint.folder_name(int(self.best["step"]))] if self.best else []
-            checkpoint.prune(root, step, self.config.keep_checkpoints, best)
-
         last = step == self.total
         self._keep_folder()
-        if self._write(lambda: checkpoint.refuse_not_finite(tensors), last=last):
-            # The checkpoint last: a run that has its last one has everything else too.
-            self._write(write_weights, last=last)
-            self._write(write_checkpoint, last=last)
+        if self._write(lambda: checkpoint.refuse_not_finite(tensors), last=last) and self.launch.is_main:
+            made, at_once = Snapshot(step=step, tensors=tensors, state=whole), last or ending
+            made = made if at_once else made.apart()
+            parameters = count_parameters(self.trainer.generator.parameters())
+            works = made.writes(self.config, size=self.sources.size, parameters=parameters)
+            if not at_once:
+                self._writer.begin(*works)
+            for work in works if at_once else ():
+                self._write(work, last=last)
         self.launch.wait()
         self.meter.skip()
+
+    def _tell_failed_saves(self, *, wait: bool) -> None:
+        for error in self._writer.failures(wait=wait):
+            self.say(f"warning: {error}; training goes on")
 
     def stop_if_asked(self, step: int) -> None:
         """End the run by Preempted, with a checkpoint of this step, where a signal asked a rank to. Collective."""
         if step == self.total or not self._vote.is_asked(self.stop.asked_by is not None):
             return
-        if not self.is_due("save", step):
-            self.save(step)
+        if self.is_due("save", step):  # it is under way
+            self._tell_failed_saves(wait=True)
+            self.launch.wait()
+        else:
+            self.save(step, ending=True)
         self.stop.stage = "leaving"
         raise preempted(self.folder, step, self.stop.asked_by)
 
@@ -356,26 +367,10 @@ class Run:
             return False
         return True
 
-    def _export(self, name: str, step: int) -> None:
-        export_generator(
-            self.folder / name,
-            self.config.generator,
-            self.trainer.ema.state_dict(),
-            recipe=self.config.recipe,
-            step=step,
-            size=self.sources.size,
-            scores=self.scores,
-        )
-
-    def _write_card(self, step: int) -> None:
-        write_card(
-            self.folder / CARD,
-            recipe=self.config.recipe,
-            parameters=count_parameters(self.trainer.generator.parameters()),
-            step=step,
-            size=self.sources.size,
-            scores=self.scores,
-        )
+    def _export_best(self, step: int) -> None:
+        about = {"step": step, "size": self.sources.size, "scores": self.scores}
+        weights = self.trainer.ema.state_dict()
+        export_generator(self.folder / BEST, self.config.generator, weights, recipe=self.config.recipe, **about)
 
     def _validation_fingerprint(self) -> str | None:
         """Scores compare on one set alone."""

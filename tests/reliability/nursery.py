@@ -22,9 +22,10 @@ from inpaint_dist.stopping import listening
 
 def rank(number: int, asked: dict) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(asked["world"])}
-    os.environ |= {"LOCAL_WORLD_SIZE": str(asked["world"]), "MASTER_ADDR": "127.0.0.1", **asked["environment"]}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(asked["world"]), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(asked["port"]), **asked["environment"]}
     if asked["world"] > 1:
-        os.environ |= {"MASTER_PORT": str(asked["port"]), "ACCELERATE_USE_CPU": "true"}
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     file = os.open(Path(asked["out"]) / f"rank-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

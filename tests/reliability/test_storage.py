@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from inpaint_dist import checkpoint, cli, train
 from inpaint_dist import weights as weights_module
 from inpaint_dist.batch import Batch
 from inpaint_dist.errors import UserError
+from inpaint_dist.saving import Writer
 from inpaint_dist.trainer import Trainer
 
 Runner = Callable[..., Path]
@@ -66,13 +68,25 @@ DISKS = {"full": full_disk, "read-only": read_only_disk}
 
 @pytest.fixture
 def during(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Have a disk from the beginning of one step to the beginning of the one after another, or to the test's end."""
-    real = Trainer.step
+    """Have a disk from the beginning of one step to the beginning of the one after another, or to the test's end.
+
+    What the steps before had to save is on the disk by then.
+    """
+    real, begin = Trainer.step, Writer.begin
+    works: list[Future[None]] = []
+
+    def begin_and_note(self: Writer, *given: Callable[[], None]) -> None:
+        begin(self, *given)
+        works.extend(self._under_way)
+
+    monkeypatch.setattr(Writer, "begin", begin_and_note)
     with ExitStack() as held:
 
         def have(disk: Callable[[], Any], first: int, last: int | None = None) -> None:
             def step(self: Trainer, batch: Batch, **more: Any) -> dict[str, torch.Tensor]:
                 number = self.step_count + 1
+                if number in (first, last and last + 1):
+                    wait(works)
                 if number == first:
                     held.enter_context(disk())
                 elif last is not None and number == last + 1:
