@@ -90,6 +90,15 @@ class Ruler:
         self.inception = Inception(device) if set(OVER_SETS) & set(self.metrics) else None
         self.names: tuple[MetricName, ...] = (*METRICS, *self.learned)
         """Columns of `score`."""
+        self._photos: tuple[Pairs, npt.NDArray[np.float64]] | None = None
+
+    def remember(self, photos: Pairs, features: npt.NDArray[np.float64]) -> None:
+        """Keep a set's own features: its completions change from one look to the next, its photos do not."""
+        self._photos = photos, features
+
+    def recall(self, photos: Pairs) -> npt.NDArray[np.float64] | None:
+        """The features of this very set, where it was the last one."""
+        return self._photos[1] if self._photos is not None and self._photos[0] is photos else None
 
     def score(self, result: Image, image: Image, mask: Mask) -> Float[Tensor, "batch columns"]:
         """Score each finished picture: columns as `names`, in float64."""
@@ -149,7 +158,7 @@ def measure(photos: Pairs, fill: Fill, ruler: Ruler, launch: Launch) -> Measured
     Raises:
         EvaluationFailed: on every rank, where one could not read a photo or a mask, or met another error.
     """
-    device, inception = launch.device, ruler.inception
+    device, inception, known = launch.device, ruler.inception, ruler.recall(photos)
     table = torch.zeros(len(photos), 1 + len(ruler.names), dtype=torch.float64, device=device)
     features = torch.zeros(2, len(photos) if inception else 0, FEATURES, dtype=torch.float64, device=device)
     mine = range(launch.rank, len(photos), launch.world)
@@ -165,13 +174,19 @@ def measure(photos: Pairs, fill: Fill, ruler: Ruler, launch: Launch) -> Measured
                 table[numbers, 0] = batch.mask.double().mean((1, 2, 3))
                 table[numbers, 1:] = ruler.score(result, batch.image, batch.mask)
                 if inception is not None:
-                    features[0, numbers], features[1, numbers] = inception(batch.image), inception(result)
+                    features[1, numbers] = inception(result)
+                    if known is None:
+                        features[0, numbers] = inception(batch.image)
     except (ValueError, OSError, RuntimeError) as error:  # the other ranks wait for this one in the sums
         met = error
     _fail_together(met, launch)
     # Each photo's row is written by one rank alone; the others hold zeros, so that the sum is exact.
     ratios, *scores = launch.sum(table).cpu().numpy().T
     of_photos, of_completions = launch.sum(features).cpu().numpy() if inception else (None, None)
+    if known is not None:
+        of_photos = known
+    elif of_photos is not None:
+        ruler.remember(photos, of_photos)
     return Measured(ratios, dict(zip(ruler.names, scores, strict=True)), of_photos, of_completions)
 
 

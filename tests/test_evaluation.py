@@ -1,11 +1,13 @@
 """Scores of a generator over a validation set."""
 
+import numpy as np
 import pytest
 import torch
 
 from inpaint_dist.batch import Batch
-from inpaint_dist.evaluation import METRICS, EvaluationFailed, Ruler, evaluate
+from inpaint_dist.evaluation import METRICS, EvaluationFailed, Measured, Ruler, evaluate, measure
 from inpaint_dist.launch import Launch
+from inpaint_dist.metrics.learned import FEATURES
 
 ALONE = Launch(torch.device("cpu"), rank=0, world=1, precision="no", threads=1)
 
@@ -56,3 +58,25 @@ def test_a_prediction_that_is_not_finite_is_not_scored(value: float):
 
     with pytest.raises(EvaluationFailed, match="a prediction is not finite"):
         evaluate(complete, OneBatch(), Ruler(METRICS, ALONE.device), ALONE)
+
+
+def test_a_sets_own_features_are_computed_once_however_often_it_is_scored():
+    ruler, seen = Ruler(METRICS, ALONE.device), 0
+
+    def inception(image: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += len(image)
+        return image.double().flatten(1).repeat(1, 3)[:, :FEATURES]  # 3 x 16 x 16 of them, thrice
+
+    ruler.inception = inception  # type: ignore[assignment]
+
+    def look(photos: OneBatch, shade: float) -> Measured:
+        return measure(photos, lambda _, batch: torch.full_like(batch.image, shade), ruler, ALONE)
+
+    photos, others = OneBatch(), OneBatch()
+    first, second = look(photos, 0.1), look(photos, 0.2)
+    assert seen == 2 * 2 + 2
+    assert first.photos is not None and second.photos is not None and (first.photos == second.photos).all()
+    assert second.completions is not None and (second.completions[:, :3] == np.float32(0.2)).all()
+    look(others, 0.1)
+    assert seen == 2 * 2 + 2 + 2 * 2
