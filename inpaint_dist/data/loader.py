@@ -20,7 +20,7 @@ from torch import Tensor
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
 from inpaint_dist.data.bad_samples import BadSample, BadSamples
 from inpaint_dist.data.fitting import FittingDecoder
-from inpaint_dist.data.mask_mixture import read_mixture
+from inpaint_dist.data.mask_mixture import read_hole_ratios, read_mixture
 from inpaint_dist.data.order import Draw, SampleOrder, WindowedOrder, order_of
 from inpaint_dist.data.prefetch import Prefetcher
 from inpaint_dist.data.remote import is_pipe, is_remote, redacted
@@ -63,6 +63,9 @@ class DataConfig:
     """paired: a mask stored with the photo; pool: one of any training sample, drawn anew each epoch; or a family drawn
     on the fly, such as lama-train: whatever --family of tools/make_masks.py takes. Several by weight:
     1*paired+3*lama-train."""
+    hole_ratios: tuple[str, ...] = ()
+    """Shares of the picture that holes drawn by a family take: ranges, of which each sample draws one, with weights if
+    need be: 0-0.1 0.1-0.2 3*0.2-0.4. None named: as the family draws them."""
     size: int | None = None
     """Pixels of a side that photos and masks of others' tars are fitted to (short side, then the centre); None: 256.
     The index of our own shards says it."""
@@ -101,6 +104,15 @@ class DataConfig:
             read_mixture(self.mask_source)
         except UserError as error:
             raise UsageError(f"--mask-source {self.mask_source}: choose paired, pool or a family. {error}") from None
+        try:
+            ratios = read_hole_ratios(self.hole_ratios)
+        except UserError as error:
+            raise UsageError(f"--hole-ratios {' '.join(self.hole_ratios)}: {error}") from None
+        if ratios is not None and read_mixture(self.mask_source).stored:
+            raise UsageError(
+                f"--hole-ratios with --mask-source {self.mask_source}: masks that are stored have the holes they have; "
+                "give a family, such as lama-train"
+            )
 
     def per_process(self, world: int, parts: int) -> int:
         """Images a process and step, for `world` processes of `parts` micro-batches each.
@@ -173,7 +185,8 @@ class Loader:
         self._seed, self.order = seed, self._order(seed)
         self.rank, self.per_process, self.global_batch = rank, per_process, per_process * world
         decoder = FittingDecoder if index.foreign else SampleDecoder
-        self.decoder = decoder(index, config.mask_source, seed, self.samples)
+        ratios = read_hole_ratios(config.hole_ratios)
+        self.decoder = decoder(index, config.mask_source, seed, self.samples, ratios)
         self.bad = BadSamples(config.max_bad_samples, alone=world == 1)
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from inpaint_dist.chance import mix
 from inpaint_dist.data.bad_samples import BadSample, SampleError
-from inpaint_dist.data.mask_mixture import STORED, read_mixture
+from inpaint_dist.data.mask_mixture import STORED, HoleRatios, read_mixture
 from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import Draw
 from inpaint_dist.data.photos import claimed_size, decode_photo
@@ -19,13 +19,8 @@ TOGETHER = 8
 """Samples that a thread takes at once, and of which it reads all bytes before it decodes a photo: that throws our code
 and zlib's out of the CPU's caches, and one sample after the other paid for it with a tenth of the time."""
 
-_FLIP, _POOL, _WHICH, _SUBSTITUTE, _MIXTURE = (
-    1,
-    2,
-    3,
-    5,
-    6,
-)  # names of independent random draws of one sample; the trainer's is 4
+_FLIP, _POOL, _WHICH, _SUBSTITUTE, _MIXTURE, _HOLE_RATIO = 1, 2, 3, 5, 6, 7
+"""Names of independent random draws of one sample; the trainer's is 4."""
 _TRIES = 100
 
 
@@ -37,11 +32,26 @@ class SampleDecoder:
         mask_source: paired, pool, a family or a mixture of them, as in `DataConfig`.
         seed: of everything drawn.
         samples: the first so many are read in the place of those that cannot be; None: all.
+        hole_ratios: of the masks that families draw; None: as they come.
+
+    Raises:
+        UserError: a family has no masks of such a range at the set's size.
     """
 
-    def __init__(self, index: ShardIndex, mask_source: str, seed: int, samples: int | None = None) -> None:
+    def __init__(
+        self,
+        index: ShardIndex,
+        mask_source: str,
+        seed: int,
+        samples: int | None = None,
+        hole_ratios: HoleRatios | None = None,
+    ) -> None:
         self.index, self.reader = index, ShardReader(index)
         self.mixture, self.seed = read_mixture(mask_source), seed
+        self.hole_ratios = hole_ratios
+        if hole_ratios is not None:
+            for family in {*self.mixture.names} - {*STORED}:
+                hole_ratios.check(family, index.size)
         self._samples = len(index) if samples is None else samples
         self._mask_counts = mask_counts(index)
         self._has_pool = "pool" in self.mixture.names
@@ -118,7 +128,9 @@ class SampleDecoder:
         if source not in STORED:
             size = self.index.size
             rng = mask_rng(source, size, self.seed, draw.epoch, draw.index)
-            out[:] = np.packbits(draw_mask(source, size, size, rng), axis=1)
+            ratios = self.hole_ratios
+            limits = ratios.choose(mix(self.seed, draw.epoch, draw.index, _HOLE_RATIO)) if ratios else None
+            out[:] = np.packbits(draw_mask(source, size, size, rng, hole_ratio=limits), axis=1)
             return
         owner = self._mask_owner(draw)
         self._stored_mask(owner, self._random(draw, _WHICH, self._mask_counts.item(owner)), out)

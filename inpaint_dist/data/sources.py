@@ -11,7 +11,7 @@ import inpaint_dist
 from inpaint_dist.batch import Batch
 from inpaint_dist.data.foreign_index import can_be_indexed, index_foreign
 from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet, decoders
-from inpaint_dist.data.mask_mixture import read_mixture
+from inpaint_dist.data.mask_mixture import read_hole_ratios, read_mixture
 from inpaint_dist.data.order import SHUFFLED_WHOLE, WINDOW, steps_for
 from inpaint_dist.data.remote import PIPE, is_pipe, is_remote, redacted
 from inpaint_dist.data.shards import ShardError, ShardIndex
@@ -79,7 +79,8 @@ def open_sources(
     validation = _validation(config, place, index.size, None if foreign else index)
     notes = [
         f"data: {loader.samples:,} photos of {index.size}x{index.size} in {index.remote or index.folder}, "
-        f"{0 if validation is None else len(validation):,} for validation, masks {config.mask_source}",
+        f"{0 if validation is None else len(validation):,} for validation, masks {config.mask_source}"
+        + (f" of holes {' '.join(config.hole_ratios)}" if config.hole_ratios else ""),
         *said,
     ]
     if index.remote is not None:
@@ -191,6 +192,7 @@ def _streamed(
         device=place.device,
         workers=decoders(config.workers),
         cache=_cache(config),
+        hole_ratios=read_hole_ratios(config.hole_ratios),
     )
     fingerprint = " ".join(PIPE if is_pipe(shard) else Path(redacted(shard)).name for shard in shards)
     return Sources(loader, _validation(config, place, size, None), max_steps, fingerprint, size, [WEAKER])

@@ -23,6 +23,7 @@ from inpaint_dist.batch import Batch, image_from_uint8, mask_from_uint8
 from inpaint_dist.chance import mix
 from inpaint_dist.data.bad_samples import BadSamples
 from inpaint_dist.data.fitting import fitted_mask, fitted_photo
+from inpaint_dist.data.mask_mixture import HoleRatios
 from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import permutation
 from inpaint_dist.data.remote import is_pipe, is_remote, redacted
@@ -88,6 +89,7 @@ class _Stream(IterableDataset[_Sample | str]):
         cache: Path | None,
         *,
         mask_source: str,
+        hole_ratios: HoleRatios | None,
         size: int,
         flip: bool,
         seed: int,
@@ -95,6 +97,7 @@ class _Stream(IterableDataset[_Sample | str]):
         world: int,
     ) -> None:
         self.shards, self.mask_source, self.size, self.flip, self.cache = shards, mask_source, size, flip, cache
+        self.hole_ratios = hole_ratios
         self.seed, self.rank, self.world = seed, rank, world
 
     def __iter__(self) -> Iterator[_Sample | str]:
@@ -145,7 +148,8 @@ class _Stream(IterableDataset[_Sample | str]):
         pixels = fitted_photo(photo, self.size, f"{url}: {key}")
         if self.mask_source != "paired":
             rng = mask_rng(self.mask_source, self.seed, epoch, key)
-            return pixels, draw_mask(self.mask_source, self.size, self.size, rng), key
+            limits = self.hole_ratios.choose(rng.getrandbits(64)) if self.hole_ratios else None
+            return pixels, draw_mask(self.mask_source, self.size, self.size, rng, hole_ratio=limits), key
         others = (sample[name] for name in sample if str(name).endswith("mask.png"))
         stored = sample["mask.png"] if "mask.png" in sample else next(others, None)
         if stored is None:
@@ -170,14 +174,25 @@ class StreamingLoader:
         device: torch.device,
         workers: int,
         cache: Path | None = None,
+        hole_ratios: HoleRatios | None = None,
     ) -> None:
+        if hole_ratios is not None:
+            hole_ratios.check(mask_source, size)
         if mask_source == "pool":
             raise UserError("--mask-source pool needs shards with an index; use paired or a family")
         self.global_batch, self.device = per_process * world, device
         self.bad = BadSamples(0)
         """Stays empty: a stream stops at the first sample that cannot be read."""
         self._stream = _Stream(
-            shards, cache, mask_source=mask_source, size=size, flip=flip, seed=seed, rank=rank, world=world
+            shards,
+            cache,
+            mask_source=mask_source,
+            hole_ratios=hole_ratios,
+            size=size,
+            flip=flip,
+            seed=seed,
+            rank=rank,
+            world=world,
         )
         self._per_process, self._workers = per_process, workers
 

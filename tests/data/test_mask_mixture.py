@@ -9,7 +9,7 @@ from inpaint_dist.chance import mix
 from inpaint_dist.data.loader import DataConfig, Loader
 from inpaint_dist.data.mask_mixture import read_mixture
 from inpaint_dist.data.shards import ShardIndex
-from inpaint_dist.errors import UsageError
+from inpaint_dist.errors import UsageError, UserError
 
 
 def masks(shards: Path, source: str, workers: int = 0) -> list[bytes]:
@@ -57,3 +57,52 @@ def test_each_draw_of_a_mixture_is_what_its_source_alone_would_give(shards: Path
 def test_a_mixture_that_makes_no_sense_is_refused(text: str, reason: str):
     with pytest.raises(UsageError, match=f"--mask-source {re.escape(text)}: .*{reason}"):
         DataConfig(mask_source=text)
+
+
+RANGES = ("0.1-0.2", "3*0.4-0.6")
+
+
+def a_loader(shards: Path, *, rank: int = 0, world: int = 1, workers: int = 0, **data: object) -> Loader:
+    config = DataConfig(**{"mask_source": "lama-train", "hole_ratios": RANGES, "workers": workers} | data)  # type: ignore[arg-type]
+    index, cpu = ShardIndex.load(shards, "train"), torch.device("cpu")
+    return Loader(config, index, seed=0, rank=rank, world=world, per_process=8 // world, device=cpu)
+
+
+def test_holes_fill_the_shares_asked_for_as_often_as_asked_for(shards: Path):
+    ratios = torch.cat([batch.mask.mean((1, 2, 3)) for batch in a_loader(shards).batches(0, 50)])
+    small, large = (ratios >= 0.1) & (ratios <= 0.2), (ratios >= 0.4) & (ratios <= 0.6)
+    assert bool((small | large).all()) and len(ratios) == 400
+    assert int(large.sum()) == pytest.approx(300, abs=25)
+    free = torch.cat([b.mask.mean((1, 2, 3)) for b in a_loader(shards, hole_ratios=()).batches(0, 50)])
+    assert bool((free > 0.6).any()) and bool(((free > 0.2) & (free < 0.4)).any())
+
+
+def test_their_draws_are_the_same_whatever_the_ranks_and_workers_and_move_nothing_else(shards: Path):
+    alone = [b.mask for b in a_loader(shards).batches(0, 6)]
+    parts = [[b.mask for b in a_loader(shards, rank=rank, world=2, workers=2).batches(0, 6)] for rank in (0, 1)]
+    assert all(torch.equal(whole, torch.cat(two)) for whole, *two in zip(alone, *parts, strict=True))
+    free = list(a_loader(shards, hole_ratios=()).batches(0, 6))
+    for ours, theirs in zip(a_loader(shards).batches(0, 6), free, strict=True):
+        assert ours.keys == theirs.keys and torch.equal(ours.image, theirs.image)
+        assert not torch.equal(ours.mask, theirs.mask)
+
+
+@pytest.mark.parametrize(
+    ("words", "source", "said"),
+    [
+        (("0.2-0.1",), "center", r"--hole-ratios 0\.2-0\.1: 0\.2-0\.1 is no range"),
+        (("10-20",), "center", "10-20 is no range of shares"),
+        (("much",), "center", "much is no range"),
+        (("0*0.1-0.2", "0.2-0.3"), "center", "a weight is 0"),
+        (("0.1-0.2",), "paired", "--hole-ratios with --mask-source paired: .* give a family"),
+        (("0.1-0.2",), "1*pool+1*center", "masks that are stored have the holes they have"),
+    ],
+)
+def test_ranges_that_cannot_be_drawn_are_refused(words: tuple[str, ...], source: str, said: str):
+    with pytest.raises(UsageError, match=said):
+        DataConfig(hole_ratios=words, mask_source=source)
+
+
+def test_a_range_that_the_family_never_meets_is_refused_before_the_first_batch(shards: Path):
+    with pytest.raises(UserError, match=r"--hole-ratios 0\.5-0\.6: .*out of reach"):
+        a_loader(shards, mask_source="center", hole_ratios=("0.2-0.3", "0.5-0.6"))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from inpaint_dist import train
 from inpaint_dist.data.loader import DataConfig
+from inpaint_dist.data.mask_mixture import read_hole_ratios
 from inpaint_dist.data.photos import fit_mask, upright
 from inpaint_dist.data.sources import Place, Sources, open_sources
 from inpaint_dist.data.streaming import StreamingLoader, find_shards, is_stream
@@ -240,3 +241,13 @@ def tiny() -> Callable[..., list[str]]:
         return ["unet", "--output-dir", str(out), *networks, "--report-to", "none", "--threads", "1", *more]
 
     return flags
+
+
+def test_streamed_photos_get_holes_of_the_shares_asked_for(tmp_path: Path):
+    pattern = write_shards(tmp_path / "theirs", [9])
+    ratios = read_hole_ratios(("0.3-0.4",))
+    loader = a_loader(pattern, mask_source="lama-train", hole_ratios=ratios)
+    shares = [float(batch.mask.mean()) for batch in loader.batches(0, 9)]
+    assert all(0.3 <= share <= 0.4 for share in shares) and len(set(shares)) > 1
+    with pytest.raises(UserError, match=r"--hole-ratios 0\.5-0\.6"):
+        a_loader(pattern, mask_source="center", hole_ratios=read_hole_ratios(("0.5-0.6",)))
