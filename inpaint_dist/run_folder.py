@@ -19,6 +19,7 @@ from inpaint_dist.errors import Preempted, UsageError, UserError
 from inpaint_dist.faults import Fault
 from inpaint_dist.host import alone_in, parse_json, versions, written_whole
 from inpaint_dist.launch import Launch
+from inpaint_dist.tracking.tracker import LOG
 from inpaint_dist.weights import BEST, CARD, CONFIG, GENERATOR
 
 CHECKPOINTS, FAULTS = "checkpoints", "faults.jsonl"
@@ -26,7 +27,7 @@ DATASET, GLOBAL_BATCH = "dataset", "global_batch"
 """What shapes a run beside its config: the samples it reads, and how many a step."""
 OURS = (
     *(CONFIG, CHECKPOINTS, FAULTS, GENERATOR, BEST, CARD),
-    *("command.txt", "env.json", "log.txt", "history.jsonl", "plots", "samples", "wandb"),
+    *("command.txt", "env.json", LOG, "history.jsonl", "plots", "samples", "wandb"),
 )
 """What a run writes into its folder."""
 

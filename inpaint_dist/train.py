@@ -33,6 +33,7 @@ from inpaint_dist.models.global_discriminator import MinibatchDeviation
 from inpaint_dist.recipes import RECIPES
 from inpaint_dist.run import Run
 from inpaint_dist.run_folder import DATASET, GLOBAL_BATCH, Start, find_start, prepare
+from inpaint_dist.tracking.tracker import LOG
 from inpaint_dist.trainer import Trainer, count_parameters
 from inpaint_dist.watch import Watch
 from inpaint_dist.weights import load_into, read_generator
@@ -48,7 +49,7 @@ def train(config: TrainConfig) -> None:
         stop.stage = "starting"
         PULSE.begin()
         limits = config.launch.hang_timeout, config.launch.start_timeout
-        held.enter_context(Watch(*limits, rank=launch.rank, world=launch.world, stop=stop))
+        watch = held.enter_context(Watch(*limits, rank=launch.rank, world=launch.world, stop=stop))
         sources = open_data(config, launch)
         shape = shaping(config, **{DATASET: sources.fingerprint, GLOBAL_BATCH: sources.loader.global_batch})
         start = find_start(config, shape, launch, held)
@@ -59,6 +60,7 @@ def train(config: TrainConfig) -> None:
             say_and_leave(config, launch, start, sources, notes)
             return
         prepare(config, shape, start, launch, held)
+        watch.log = config.run_folder / LOG
         with Run(config, sources, trainer, ruler, launch, start, stop) as run:
             run.say(*notes)
             run.restore()

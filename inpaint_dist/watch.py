@@ -36,6 +36,8 @@ SILENT = 1.0
 """Seconds of silence, after what an exchange takes, that make a rank silent where the run stands still."""
 GONE = 10.0
 """Seconds of silence after which a rank that was asked to stop no longer waits for another's agreement."""
+LOGGED = 1.0
+"""Seconds that a line in the log may take."""
 _WAITING = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}torch{os.sep}autograd{os.sep}graph.py")
 
 
@@ -105,6 +107,9 @@ class Watch:
         rank: this process's.
         world: processes of the run.
         stop: whether this process was asked to stop.
+
+    Attributes:
+        log: file of the run, once there is one, that is told of a standstill too.
     """
 
     def __init__(self, hang_timeout: float | None, start_timeout: float, *, rank: int, world: int, stop: Stop) -> None:
@@ -113,6 +118,7 @@ class Watch:
         self._mine = Sign(rank, os.getpid(), socket.gethostname())
         self._others: dict[int, Sign] = {}
         self._beats, self._first_step, self._longest = PULSE.beats, 0, 0.0
+        self.log: Path | None = None
         self._over = threading.Event()
         self._main = threading.get_ident()
         self._threads = [threading.Thread(target=self._judge, name="watch", daemon=True)]
@@ -205,10 +211,23 @@ class Watch:
         speaking = [rank for rank, sign in signs.items() if not sign.is_silent]
         if self._mine.rank == min(speaking, default=self._mine.rank):
             _write(f"{describe(signs, stood)}\n")
+            self._log(describe(signs, stood))
         for sign in signs.values():
             if sign.is_silent and sign.host == self._mine.host:
                 _kill_sibling(sign.pid)
         _end()
+
+    def _log(self, text: str) -> None:
+        """Add a line to the run's log, unless its disk is what stands still."""
+
+        def add(log: Path) -> None:
+            with suppress(OSError), log.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+        if self.log is not None:
+            adding = threading.Thread(target=add, args=(self.log,), daemon=True)
+            adding.start()
+            adding.join(LOGGED)
 
 
 def _key(rank: int) -> str:

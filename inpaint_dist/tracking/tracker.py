@@ -22,6 +22,8 @@ from inpaint_dist.tracking.wandb_mode import choose_mode
 
 Status = Literal["finished", "failed", "interrupted"]
 
+LOG = "log.txt"
+"""Of a run folder: what was printed, with the time."""
 INIT_TIMEOUT = 8.0
 """Seconds that a wandb server may take to answer at the start; wandb's own 90 leave the other ranks waiting."""
 FINISH_TIMEOUT = 120.0
@@ -213,7 +215,7 @@ class Tracker:
     def message(self, text: str) -> None:
         """Print a line and keep it in log.txt, with the time there; a log that cannot be written is one warning."""
         try:
-            with (self.run_folder / "log.txt").open("a", encoding="utf-8") as file:
+            with (self.run_folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError as error:
             if not self._log_warned:

@@ -59,6 +59,7 @@ def test_a_rank_that_sleeps_is_named_with_its_phase_and_line_and_all_end(
     assert ranks.ended(T + 10) == [1] * world
     assert time.monotonic() - began >= T
     assert f"(rank {who} on " in verdict(ranks.said(0))
+    assert (tmp_path / "run" / "log.txt").read_text().count(verdict(ranks.said(0)).strip()) == 1
     assert f" in step 8, {phase}, at " in verdict(ranks.said(0))
     assert len(re.findall(r"rank \d", verdict(ranks.said(0)))) == 1
     for rank in range(world):
@@ -76,6 +77,7 @@ def test_a_rank_that_is_stopped_is_named_and_killed(who: int, nursery: Any, tmp_
     codes = ranks.ended(T + 10)
     assert (codes[who], codes[1 - who]) == (-signal.SIGKILL, 1)
     said = verdict(ranks.said(1 - who))
+    assert said.strip() in (tmp_path / "run" / "log.txt").read_text()
     assert re.search(rf"\(rank {who} on \S+ tells nothing any more, last in step \d+, \w+: it was stopped", said)
 
 
