@@ -225,9 +225,8 @@ discriminator on composite and mask, lazy R1.
 
 As published: the generator's kind and size, the GAN loss, R1, optimiser, free-form masks. What differs, and it
 matters: the paper distils a CoModGAN trained on millions of photos; its L1, over the hole and at several sizes, is the
-distance to that teacher's output, here to the photo at one size. The generator has no noise and ends in tanh; its
-pointwise kernels are ordinary ones; it resamples by means and bilinearly. The discriminator is a patch of 4x4 shorter
-at 256 pixels and without equalised rates; batch of 8 instead of 32.
+distance to that teacher's output, here to the photo at one size. The generator has no noise; it resamples by means and
+bilinearly. The discriminator is a patch of 4x4 shorter at 256 pixels; batch of 8 instead of 32.
 """
 
 _ALL = (SEED, UNET, MEND, LAMA_SMALL, LAMA, BIG_LAMA, MIGAN, AOT, DEEPFILL, CONTEXT_ENCODER)

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from inpaint_dist.batch import Image, Judgement, Mask
 from inpaint_dist.errors import UsageError
+from inpaint_dist.models.blocks import EqualisedConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalDiscriminatorConfig:
     """Residual blocks, minibatch deviation, a mean over 4x4 cells, one score (Karras et al., Analyzing and Improving
-    the Image Quality of StyleGAN, 2020, figure 7). Without its equalised rates, its blur before a halving (means of
-    four pixels here) and lazy R1's correction of Adam."""
+    the Image Quality of StyleGAN, 2020, figure 7), rates equalised. Without its blur before a halving (means of four
+    pixels here) and lazy R1's correction of Adam."""
 
     channels: tuple[int, ...] = (64, 128, 256, 512, 512, 512)
     """Channels at full size and after each halving."""
@@ -45,12 +46,16 @@ class GlobalDiscriminator(nn.Module):
         super().__init__()
         widths = config.channels
         self.smallest_size = 2 ** (len(widths) - 1)
-        self.stem = nn.Sequential(nn.Conv2d(4, widths[0], 1), nn.LeakyReLU(0.2))
+        self.stem = nn.Sequential(EqualisedConv2d(4, widths[0], 1), nn.LeakyReLU(0.2))
         self.blocks = nn.ModuleList(_Halving(a, b) for a, b in pairwise(widths))
         self.deviation = MinibatchDeviation(config.group)
-        self.last = nn.Sequential(nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1), nn.LeakyReLU(0.2))
+        self.last = nn.Sequential(EqualisedConv2d(widths[-1] + 1, widths[-1], 3), nn.LeakyReLU(0.2))
         self.to_score = nn.Sequential(
-            nn.Linear(16 * widths[-1], widths[-1]), nn.LeakyReLU(0.2), nn.Linear(widths[-1], 1)
+            nn.Flatten(),
+            nn.Unflatten(1, (16 * widths[-1], 1, 1)),
+            EqualisedConv2d(16 * widths[-1], widths[-1], 1),
+            nn.LeakyReLU(0.2),
+            EqualisedConv2d(widths[-1], 1, 1, gain=1.0),
         )
 
     def forward(self, image: Image, mask: Mask) -> Judgement:
@@ -59,7 +64,7 @@ class GlobalDiscriminator(nn.Module):
         for block in self.blocks:
             features.append(block(features[-1]))
         last = F.adaptive_avg_pool2d(self.last(self.deviation(features[-1])), 4)
-        return Judgement(self.to_score(last.flatten(1))[:, :, None, None], tuple(features[1:]))
+        return Judgement(self.to_score(last), tuple(features[1:]))
 
 
 class MinibatchDeviation(nn.Module):
@@ -88,9 +93,9 @@ class _Halving(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels_in, channels_in, 3, padding=1)
-        self.second = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.identity = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+        self.first = EqualisedConv2d(channels_in, channels_in, 3)
+        self.second = EqualisedConv2d(channels_in, channels_out, 3)
+        self.identity = EqualisedConv2d(channels_in, channels_out, 1, bias=False, gain=1.0)
 
     def forward(self, features: Tensor) -> Tensor:
         changed = F.leaky_relu(self.first(features), 0.2)

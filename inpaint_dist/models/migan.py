@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from inpaint_dist.batch import Image, Mask
 from inpaint_dist.errors import UsageError
+from inpaint_dist.models.blocks import EqualisedConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class MIGANGenerator(nn.Module):
         super().__init__()
         widths, branches = config.channels, config.branches
         self.size_multiple = 2 ** (len(widths) - 1)
-        self.stem = nn.Sequential(nn.Conv2d(4, widths[0], 1), _activation())
+        self.stem = nn.Sequential(EqualisedConv2d(4, widths[0], 1), _activation())
         pairs = list(zip(widths, (*widths[1:], widths[-1]), strict=True))
         self.encoder = nn.ModuleList(
             nn.Sequential(Separable(a, a, branches), Separable(a, b, branches, halve=level < len(widths) - 1))
@@ -50,10 +51,14 @@ class MIGANGenerator(nn.Module):
             nn.ModuleList([Separable(b, a, branches, double=True), Separable(a, a, branches)])
             for a, b in reversed(pairs[:-1])
         )
-        self.to_rgb = nn.ModuleList(nn.Conv2d(width, 3, 1) for width in reversed(widths))
+        self.to_rgb = nn.ModuleList(EqualisedConv2d(width, 3, 1, gain=1.0) for width in reversed(widths))
 
     def forward(self, masked: Image, mask: Mask) -> Image:
-        """Predict (B, 3, H, W) in [-1, 1] from the masked photo (0 in the hole) and its mask (1 = hole)."""
+        """Predict (B, 3, H, W) from the masked photo (0 in the hole) and its mask (1 = hole).
+
+        The range is [-1, 1] where training has come to it: nothing bounds a sum of pictures. Under a tanh, the first
+        steps of the recipe's rate end in saturation, and no gradient leads out of it.
+        """
         features: Tensor = self.stem(torch.cat([masked, mask], dim=1))
         skips: list[Tensor] = []
         for first, second in self.encoder:  # pyright: ignore[reportGeneralTypeIssues]
@@ -64,7 +69,7 @@ class MIGANGenerator(nn.Module):
         for (doubling, second), to_rgb in zip(self.decoder, self.to_rgb[1:], strict=True):  # pyright: ignore
             features = second(doubling(features) + skips.pop())
             picture = _twice(picture) + to_rgb(features)
-        return torch.tanh(picture)
+        return picture
 
 
 class Separable(nn.Module):
@@ -78,7 +83,7 @@ class Separable(nn.Module):
         bound = 1.0 / 3.0  # of a Conv2d with 9 inputs
         self.weight = nn.Parameter(torch.empty(branches, channels_in, 9).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(branches, channels_in).uniform_(-bound, bound))
-        self.pointwise = nn.Conv2d(channels_in, channels_out, 1)
+        self.pointwise = EqualisedConv2d(channels_in, channels_out, 1)
         self.activation = _activation()
         self._halve, self._double = halve, double
 

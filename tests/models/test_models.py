@@ -14,7 +14,7 @@ from inpaint_dist.gan import InpaintingGAN
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.losses.reconstruction import ReconstructionConfig, reconstruction_distance
 from inpaint_dist.models import contextual_attention as module
-from inpaint_dist.models.blocks import has_batch_statistics
+from inpaint_dist.models.blocks import EqualisedConv2d, has_batch_statistics
 from inpaint_dist.models.contextual_attention import contextual_attention
 from inpaint_dist.models.efficientnet_lite import EfficientNetLite0
 from inpaint_dist.models.fourier import FourierUnit
@@ -394,7 +394,7 @@ def test_scores_lie_between_0_and_1_where_the_config_says_so_and_only_there(conf
     torch.manual_seed(0)
     network = config.build()
     for parameter in network.parameters():  # scores that are all near 0 would tell nothing
-        nn.init.normal_(parameter, std=0.5)
+        nn.init.normal_(parameter, std=3.0)
     scores = network(torch.randn(2, 3, 32, 32), torch.ones(2, 1, 32, 32)).scores
     assert bool((scores.min() >= 0) & (scores.max() <= 1)) == config.sigmoid
 
@@ -469,3 +469,18 @@ def test_the_nearest_fill_of_nothing_known_is_mid_grey_and_never_looks_into_the_
     assert torch.equal(nearest_fill(torch.zeros(1, 3, 8, 8), ones), torch.zeros(1, 3, 8, 8))
     image, mask = a_batch(16)
     assert torch.equal(nearest_fill(image, mask), nearest_fill(masked(image, mask), mask))
+
+
+def test_a_step_of_adam_is_as_large_a_part_of_a_wide_layer_as_of_a_narrow_one():
+    """Karras et al., 2018, section 4.1; and features keep their size from layer to layer."""
+    torch.manual_seed(0)
+    shares = []
+    for channels in (16, 256):
+        layer = EqualisedConv2d(channels, channels, 3)
+        features = torch.randn(4, channels, 16, 16)
+        assert float(layer(features).detach()[..., 1:-1, 1:-1].var()) == pytest.approx(2.0, rel=0.1)
+        before = layer.weight.detach().clone()
+        layer(features).square().mean().backward()
+        torch.optim.Adam(layer.parameters(), lr=1e-3, betas=(0.0, 0.99)).step()
+        shares.append(float((layer.weight.detach() - before).norm() / before.norm()))
+    assert shares == pytest.approx([1e-3, 1e-3], rel=0.1)
