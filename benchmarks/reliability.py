@@ -1,7 +1,7 @@
 """What a run survives: runs the tests that do harm to it, and writes docs/reliability.md from what they measured.
 
     python -m benchmarks.reliability            the tests of every run of the suite
-    python -m benchmarks.reliability --long     the long versions too: hours on two cores
+    python -m benchmarks.reliability --long     the long versions too: half an hour on two cores
     python -m benchmarks.reliability --only night hostile
 
 Each row's result is kept in benchmarks/results/reliability.json; rows that were not run this time keep theirs.
@@ -9,6 +9,7 @@ Each row's result is kept in benchmarks/results/reliability.json; rows that were
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -98,9 +99,9 @@ ROWS = {
         f"{R}test_data.py",
     ),
     "wandb": Row(
-        "wandb that is missing, has no key, a closed port, a server that never answers",
-        "8 seconds once, no step, the history is whole. Not shown: a server that hangs in the middle of a run, whose "
-        "last upload may take two minutes",
+        "wandb that is missing, has no key, a closed port, a server that never answers, or falls silent in the middle",
+        "8 seconds at the start or 10 at the end, no step; the history is whole, and the command that sends what was "
+        "not taken is named",
         f"{R}test_wandb.py tests/tracking/test_tracker.py tests/tracking/test_wandb_mode.py",
         "hang or wandb or mode or login or netrc or server or environment",
     ),
@@ -164,12 +165,14 @@ def page(report: Mapping[str, Any]) -> str:
             failed = found["tests"] - found.get("passed", 0) - found.get("skipped", 0)
             passed = f"{found.get('passed', 0)} of {found['tests']}" + (f", {failed} failed" if failed else "")
             passed += f" ({found['skipped']} skipped)" if found.get("skipped") else ""
-            measured = "; ".join(found["measured"])
+            measured = re.sub(r"\d\.\d+e-\d+", lambda small: f"{float(small[0]):.1e}", "; ".join(found["measured"]))
         lines.append(f"| {row.harm} | {row.shown} | {files} | {passed} | {measured} |")
     lines += [
         "",
         "Not covered: GPUs and NCCL (no machine with one ran these tests), several machines, network file systems, a",
-        "sparse file of terabytes in a checkpoint's place, and power that fails under the disk's own cache.",
+        "sparse file of terabytes in a checkpoint's place, power that fails under the disk's own cache, and a lone rank",
+        "that somebody stopped (SIGSTOP) before its launcher was killed with -9: the signal of that death waits with",
+        "it, unless `supervise` is there to kill it.",
         "",
     ]
     return "\n".join(lines)

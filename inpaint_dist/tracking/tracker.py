@@ -26,8 +26,8 @@ LOG = "log.txt"
 """Of a run folder: what was printed, with the time."""
 INIT_TIMEOUT = 8.0
 """Seconds that a wandb server may take to answer at the start; wandb's own 90 leave the other ranks waiting."""
-FINISH_TIMEOUT = 120.0
-"""Seconds that the last upload may take; what is left then can be sent with `wandb sync`."""
+FINISH_TIMEOUT = 10.0
+"""Seconds that the last upload may take, for a stopped run's launcher waits no longer; `wandb sync` sends the rest."""
 PLOT_SHARE = 0.02
 """The largest share of a run's time that drawing curves may take."""
 
@@ -287,7 +287,13 @@ class _Wandb:
         def end() -> None:
             if status == "interrupted":
                 self._run.mark_preempting()
-            self._run.finish(exit_code=0 if status == "finished" else 1)
+            with suppress(TimeoutError):
+                self._run.finish(exit_code=0 if status == "finished" else 1)
+                return
+            self._say(
+                "warning: wandb: the server has not taken the last data in time (WANDB_FINISH_TIMEOUT gives it more "
+                f"seconds); send it with: wandb sync {Path(self._run.dir).parent}"
+            )
 
         self._guard(end)
 
@@ -302,8 +308,9 @@ class _Wandb:
 
 def _start(wandb: Any, mode: str, run_folder: Path, config: Mapping[str, Any], name: str) -> Any:
     wanted = {
-        "init_timeout": INIT_TIMEOUT,
-        "finish_timeout": FINISH_TIMEOUT,
+        "init_timeout": _seconds("WANDB_INIT_TIMEOUT", INIT_TIMEOUT),
+        "finish_timeout": _seconds("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT),
+        "finish_timeout_raises": True,
         "silent": True,
         "console": "off",
         "disable_git": True,
@@ -331,6 +338,13 @@ def _start(wandb: Any, mode: str, run_folder: Path, config: Mapping[str, Any], n
     run.define_metric("iteration")
     run.define_metric("*", step_metric="iteration")
     return run
+
+
+def _seconds(variable: str, default: float) -> float:
+    """What the environment says of a timeout, where it says a number."""
+    with suppress(ValueError):
+        return float(os.environ.get(variable, ""))
+    return default
 
 
 def _run_id(path: Path) -> str:
