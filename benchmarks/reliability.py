@@ -170,9 +170,9 @@ def page(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         "Not covered: GPUs and NCCL (no machine with one ran these tests), several machines, network file systems, a",
-        "sparse file of terabytes in a checkpoint's place, power that fails under the disk's own cache, and a lone rank",
-        "that somebody stopped (SIGSTOP) before its launcher was killed with -9: the signal of that death waits with",
-        "it, unless `supervise` is there to kill it.",
+        "sparse file of terabytes in a checkpoint's place, power that fails under the disk's own cache, a lone rank",
+        "that somebody stopped (SIGSTOP) before its launcher was killed with -9: the signal of that death waits too,",
+        "unless `supervise` is there to kill it.",
         "",
     ]
     return "\n".join(lines)
