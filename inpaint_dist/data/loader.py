@@ -64,8 +64,8 @@ class DataConfig:
     on the fly, such as lama-train: whatever --family of tools/make_masks.py takes. Several by weight:
     1*paired+3*lama-train."""
     hole_ratios: tuple[str, ...] = ()
-    """Shares of the picture that holes drawn by a family take: ranges, of which each sample draws one, with weights if
-    need be: 0-0.1 0.1-0.2 3*0.2-0.4. None named: as the family draws them."""
+    """Shares of the picture that holes take, of a family's masks or of the pool's: ranges, of which each sample draws
+    one, with weights if need be: 0-0.1 0.1-0.2 3*0.2-0.4. None named: as they come."""
     size: int | None = None
     """Pixels of a side that photos and masks of others' tars are fitted to (short side, then the centre); None: 256.
     The index of our own shards says it."""
@@ -108,10 +108,10 @@ class DataConfig:
             ratios = read_hole_ratios(self.hole_ratios)
         except UserError as error:
             raise UsageError(f"--hole-ratios {' '.join(self.hole_ratios)}: {error}") from None
-        if ratios is not None and read_mixture(self.mask_source).stored:
+        if ratios is not None and "paired" in read_mixture(self.mask_source).names:
             raise UsageError(
-                f"--hole-ratios with --mask-source {self.mask_source}: masks that are stored have the holes they have; "
-                "give a family, such as lama-train"
+                f"--hole-ratios with --mask-source {self.mask_source}: a photo's own masks have the holes they have; "
+                "give pool, or a family such as lama-train"
             )
 
     def per_process(self, world: int, parts: int) -> int:

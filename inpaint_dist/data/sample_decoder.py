@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from inpaint_dist.chance import mix
 from inpaint_dist.data.bad_samples import BadSample, SampleError
 from inpaint_dist.data.mask_mixture import STORED, HoleRatios, read_mixture
+from inpaint_dist.data.mask_pool import MaskPool
 from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import Draw
 from inpaint_dist.data.photos import claimed_size, decode_photo
@@ -32,10 +33,10 @@ class SampleDecoder:
         mask_source: paired, pool, a family or a mixture of them, as in `DataConfig`.
         seed: of everything drawn.
         samples: the first so many are read in the place of those that cannot be; None: all.
-        hole_ratios: of the masks that families draw; None: as they come.
+        hole_ratios: of the masks that families draw and of those of the pool; None: as they come.
 
     Raises:
-        UserError: a family has no masks of such a range at the set's size.
+        UserError: a family, or the pool, has no masks of such a range at the set's size.
     """
 
     def __init__(
@@ -57,6 +58,12 @@ class SampleDecoder:
         self._has_pool = "pool" in self.mixture.names
         self._shards = [index.where(number) for number in range(len(index.shards))]
         self._full_masks = bool(index.settings.get("allow_large_holes"))
+        self._pool: MaskPool | None = None
+        if hole_ratios is not None and self._has_pool:
+            if index.remote is not None:
+                raise UserError("--hole-ratios with --mask-source pool needs shards on this machine; give a family.")
+            self._pool = MaskPool.measure(self._mask_counts, seed, self._hole_ratio)
+            self._pool.check(hole_ratios)
 
     def fill(
         self, draws: Sequence[Draw], pixels: NDArray[np.uint8], bits: NDArray[np.uint8]
@@ -87,7 +94,7 @@ class SampleDecoder:
 
     def samples_of(self, draw: Draw) -> tuple[int, ...]:
         """Whose photo and, where it is stored, whose mask a draw reads."""
-        return (draw.index, self._mask_owner(draw)) if self._has_pool else (draw.index,)
+        return (draw.index, self._mask_owner(draw)[0]) if self._has_pool else (draw.index,)
 
     def stored(self, sample: int, pixels: NDArray[np.uint8], bits: NDArray[np.uint8]) -> None:
         """Decode a sample's photo and its own first mask, whatever is drawn in training.
@@ -128,12 +135,9 @@ class SampleDecoder:
         if source not in STORED:
             size = self.index.size
             rng = mask_rng(source, size, self.seed, draw.epoch, draw.index)
-            ratios = self.hole_ratios
-            limits = ratios.choose(mix(self.seed, draw.epoch, draw.index, _HOLE_RATIO)) if ratios else None
-            out[:] = np.packbits(draw_mask(source, size, size, rng, hole_ratio=limits), axis=1)
+            out[:] = np.packbits(draw_mask(source, size, size, rng, hole_ratio=self._limits(draw)), axis=1)
             return
-        owner = self._mask_owner(draw)
-        self._stored_mask(owner, self._random(draw, _WHICH, self._mask_counts.item(owner)), out)
+        self._stored_mask(*self._mask_owner(draw), out)
 
     # ---------------------------------------------------------------- many at once
 
@@ -175,7 +179,7 @@ class SampleDecoder:
         raise UserError(f"{met[0].reason}\nnor can any of {_TRIES} samples drawn in its place be read")
 
     def _read_one(self, draw: Draw, pixels: NDArray[np.uint8], bits: NDArray[np.uint8]) -> None:
-        sample = self._mask_owner(draw)
+        sample, _ = self._mask_owner(draw)
         try:
             self.mask(draw, bits)
             try:
@@ -189,9 +193,31 @@ class SampleDecoder:
             shard = self.index.shards[self.index.shard_of.item(sample)].name
             raise SampleError(BadSample(shard, self.index.keys[sample], str(error))) from None
 
-    def _mask_owner(self, draw: Draw) -> int:
-        """The sample whose mask a draw has."""
-        return self._random(draw, _POOL, len(self.index)) if self._source(draw) == "pool" else draw.index
+    def _mask_owner(self, draw: Draw) -> tuple[int, int]:
+        """The sample whose mask a draw has, and which of its masks."""
+        owner = draw.index
+        if self._source(draw) == "pool":
+            if self._pool is not None and (limits := self._limits(draw)):
+                return self._pool.choose(limits, mix(self.seed, draw.epoch, draw.index, _POOL))
+            owner = self._random(draw, _POOL, len(self.index))
+        return owner, self._random(draw, _WHICH, self._mask_counts.item(owner))
+
+    def _limits(self, draw: Draw) -> tuple[float, float] | None:
+        """The share of the picture that a draw's hole takes, where shares are asked for."""
+        ratios = self.hole_ratios
+        return ratios.choose(mix(self.seed, draw.epoch, draw.index, _HOLE_RATIO)) if ratios else None
+
+    def _hole_ratio(self, owner: int, which: int) -> float:
+        """The share of the picture that the hole of a stored mask takes.
+
+        Raises:
+            UserError: the mask cannot be read, or teaches nothing.
+        """
+        size = self.index.size
+        bits = np.empty((size, -(-size // 8)), np.uint8)
+        self._stored_mask(owner, which, bits)
+        self._refuse_constant(bits[None])
+        return float(np.unpackbits(bits).sum(dtype=np.int64)) / size**2
 
     def _source(self, draw: Draw) -> str:
         """Where a draw's mask comes from."""

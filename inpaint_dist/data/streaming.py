@@ -176,10 +176,10 @@ class StreamingLoader:
         cache: Path | None = None,
         hole_ratios: HoleRatios | None = None,
     ) -> None:
-        if hole_ratios is not None:
-            hole_ratios.check(mask_source, size)
         if mask_source == "pool":
             raise UserError("--mask-source pool needs shards with an index; use paired or a family")
+        if hole_ratios is not None:
+            hole_ratios.check(mask_source, size)
         self.global_batch, self.device = per_process * world, device
         self.bad = BadSamples(0)
         """Stays empty: a stream stops at the first sample that cannot be read."""

@@ -94,8 +94,8 @@ def test_their_draws_are_the_same_whatever_the_ranks_and_workers_and_move_nothin
         (("10-20",), "center", "10-20 is no range of shares"),
         (("much",), "center", "much is no range"),
         (("0*0.1-0.2", "0.2-0.3"), "center", "a weight is 0"),
-        (("0.1-0.2",), "paired", "--hole-ratios with --mask-source paired: .* give a family"),
-        (("0.1-0.2",), "1*pool+1*center", "masks that are stored have the holes they have"),
+        (("0.1-0.2",), "paired", "--hole-ratios with --mask-source paired: .* give pool, or a family"),
+        (("0.1-0.2",), "1*paired+1*center", "a photo's own masks have the holes they have"),
     ],
 )
 def test_ranges_that_cannot_be_drawn_are_refused(words: tuple[str, ...], source: str, said: str):
