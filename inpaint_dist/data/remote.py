@@ -150,10 +150,25 @@ def opened(url: str, name: str, timeout: float, unless: Seen | None = None) -> I
         RemoteError: it cannot be had, or reading it failed within the block.
     """
     shown = f"{shown_folder(url)}/{name}" if name else redacted(url)
+    is_http = urlsplit(url).scheme.lower() in ("http", "https")
+    asked = _by_http(url, name, timeout, unless) if is_http else _by_fsspec(url, name, unless)
+    with remote_errors(url, shown), asked as answer:
+        yield answer
+
+
+@contextmanager
+def remote_errors(url: str, shown: str) -> Iterator[None]:
+    """Make RemoteErrors of what the libraries raise that reach other machines.
+
+    Args:
+        url: what is asked for.
+        shown: its name in the errors.
+
+    Raises:
+        RemoteError: whatever was raised but UserErrors; passing where it may be had later.
+    """
     try:
-        is_http = urlsplit(url).scheme.lower() in ("http", "https")
-        with _by_http(url, name, timeout, unless) if is_http else _by_fsspec(url, name, unless) as answer:
-            yield answer
+        yield
     except (UserError, GeneratorExit):
         raise
     except urllib.error.HTTPError as error:

@@ -24,6 +24,7 @@ from inpaint_dist.data.sharding_report import REJECTED_NAME, PartReport, Shardin
 from inpaint_dist.data.sharding_state import PartOf, Unfinished, refuse_others
 from inpaint_dist.data.sharding_workers import Job, run_jobs
 from inpaint_dist.data.shards import FORMAT, INDEX_NAME, SPLITS, ShardError, ShardIndex, shard_name
+from inpaint_dist.data.upload import Upload
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import alone_in, usable_cores, written_whole
 
@@ -50,11 +51,12 @@ def make_shards(config: ShardingConfig) -> ShardingReport | PartReport:
     plan = make_plan(config)
     _check_holes(config, plan)
     taken = UserError(f"--out {config.out}: another make_shards is writing there")
-    state = Unfinished(config.out.absolute(), plan.settings, MADE_WITH)
+    upload = Upload(config.upload) if config.upload is not None else None
+    state = Unfinished(config.out.absolute(), plan.settings, MADE_WITH, upload)
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         with alone_in(config.out, taken, shared=config.share is not None):
-            if _is_finished(config.out, plan.settings):
+            if _is_finished(config.out, plan.settings, upload):
                 state.clear()  # a run that was killed after its index may have left some
                 return _old_report(config.out, time.monotonic() - start)
             jobs = Jobs(state, plan, config.samples_per_shard)
@@ -112,7 +114,7 @@ class Jobs(Sequence[Job]):
         split, number = self.chosen[place]
         items = self._items[split][number * self._samples : (number + 1) * self._samples]
         name = shard_name(split, number)
-        return Job(self._state.out / name, items, self._state.record_path(name), self._state.plan)
+        return Job(self._state.out / name, items, self._state.record_path(name), self._state.plan, self._state.upload)
 
 
 def _check_holes(config: ShardingConfig, plan: Plan) -> None:
@@ -136,8 +138,8 @@ def _check_holes(config: ShardingConfig, plan: Plan) -> None:
         )
 
 
-def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the folder holds these very shards already.
+def _is_finished(folder: Path, settings: Mapping[str, Any], upload: Upload | None) -> bool:
+    """Whether the folder, or the place that they are uploaded to, holds these very shards already.
 
     Raises:
         UserError: it holds others.
@@ -150,6 +152,9 @@ def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
         raise UserError(f"--out {folder} has a damaged {INDEX_NAME}: remove the folder, or name another") from None
     refuse_others(folder, indexes[0].settings, settings)
     shards = [shard for index in indexes for shard in index.shards]
+    if upload is not None:
+        there = upload.sizes()
+        return INDEX_NAME in there and all(there.get(shard.name) == shard.bytes for shard in shards)
     return all(_size(folder / shard.name) == shard.bytes for shard in shards)
 
 
@@ -219,6 +224,12 @@ def _finish(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs, s
     head = {"format": FORMAT, "size": config.size, "splits": splits, "settings": plan.settings, "made_with": MADE_WITH}
     lines = (record.line for record in state.records(jobs.names) if record.line)
     write_index_lines(config.out, head, lines)
+    if state.upload is not None:
+        for name in (REJECTED_NAME, INDEX_NAME):
+            state.upload.put(config.out / name)
+        plan.notes.append(
+            f"all of it lies in {state.upload.shown}: train with --shards {state.upload.shown} --allow-remote"
+        )
     state.clear()
     return ShardingReport(
         out=config.out,

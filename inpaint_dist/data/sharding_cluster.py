@@ -108,7 +108,9 @@ def _make_on_worker(job: Job, common: _Common) -> tuple[str, int]:
     """Make one shard, unless another worker finished it and died before it could say so; its name and photos."""
     assert job.record is not None, "what others made is known by its record"
     there = ShardRecord.read(job.record)
-    if there is None or there.plan != job.plan:
+    # What was uploaded is asked for anew: a worker may have died between the record and the upload.
+    uploaded = job.upload is None or there is None or job.upload.sizes().get(job.path.name) == there.bytes
+    if there is None or there.plan != job.plan or not uploaded:
         if getattr(_own, "plan", None) != job.plan:
             cv2.setNumThreads(1)  # one core is what one of dask's threads is
             _own.maker, _own.plan = SampleMaker(common.settings, common.masks), job.plan

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from inpaint_dist.data.name_pairing import pair_by_name
 from inpaint_dist.data.photo_copies import without_copies
 from inpaint_dist.data.photo_sources import Found, find_photos, key_of
+from inpaint_dist.data.remote import is_remote, redacted
 from inpaint_dist.data.samples import Fit, Item, SampleSettings
 from inpaint_dist.data.sharding_state import PartOf
 from inpaint_dist.data.source_table import Sources
@@ -34,6 +35,12 @@ class ShardingConfig:
     """Masks, found like photos; white = hole, every pixel above 127."""
     out: Path
     """Folder to write the shards to."""
+    upload: str | None = None
+    """Folder on another machine, s3://BUCKET/mine or any URL that fsspec can write to, that each shard is put into,
+    whole, as soon as it is made, and the index last. --out keeps the index and what a killed run goes on from, no
+    tars."""
+    allow_remote: bool = False
+    """Let --upload be a URL: to open one may run code of the library that knows it."""
     size: int = 256
     """Pixels of a side."""
     fit: Fit = "crop"
@@ -99,6 +106,12 @@ class ShardingConfig:
             raise UsageError(f"--part {self.part}: give I/N, as 3/16, with I from 1 to N")
         if sum((self.part is not None, self.merge, self.executor == "dask")) > 1:
             raise UsageError("--part, --merge and --executor dask: give one of them")
+        if self.upload is not None and not is_remote(self.upload):
+            raise UsageError(
+                f"--upload {self.upload}: give a URL, as s3://BUCKET/mine; --out names a folder of this machine"
+            )
+        if self.upload is not None and not self.allow_remote:
+            raise UsageError(f"--upload {redacted(self.upload)}: add --allow-remote to write there")
         if (self.executor == "dask") != (self.scheduler is not None):
             raise UsageError("--executor dask and --scheduler ADDRESS go together: give both, or neither")
 

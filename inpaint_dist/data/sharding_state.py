@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.data.shard_writer import compact_json
 from inpaint_dist.data.shards import INDEX_NAME, SHARD_NAME, UNFINISHED
+from inpaint_dist.data.upload import Upload
 from inpaint_dist.errors import UserError
 from inpaint_dist.host import PART, parse_json, usable_cores, written_whole
 
@@ -84,10 +85,12 @@ class ShardRecord:
 
 
 class Unfinished:
-    """The state of a folder of shards that is being made by one plan."""
+    """The state of a folder of shards that is being made by one plan, here or, with `upload`, elsewhere."""
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], made_with: Mapping[str, str]) -> None:
-        self.out, self.settings = out, settings
+    def __init__(
+        self, out: Path, settings: Mapping[str, Any], made_with: Mapping[str, str], upload: Upload | None = None
+    ) -> None:
+        self.out, self.settings, self.upload = out, settings, upload
         self.folder = out / UNFINISHED
         self.plan = sha256(compact_json({**settings, **made_with}).encode()).hexdigest()
 
@@ -103,6 +106,13 @@ class Unfinished:
             refuse_others(self.out, parse_json(path.read_text("utf-8")), self.settings)
         if not begun and has_tars and not (self.out / INDEX_NAME).exists():
             raise UserError(f"--out {self.out} has tars without an {INDEX_NAME}: name another folder, or remove them")
+        if self.upload is not None:
+            if not begun and has_tars:
+                raise UserError(
+                    f"--out {self.out} holds shards, which --upload would make anew: copy them as they are, or name "
+                    "another --out"
+                )
+            self._open_upload(self.upload, known=bool(begun) or (self.out / INDEX_NAME).exists())
         counts = {other.parts for other in self.parts()}
         if part is not None and counts - {part.parts}:
             raise UserError(
@@ -116,6 +126,16 @@ class Unfinished:
         (self.out / INDEX_NAME).unlink(missing_ok=True)  # it may list shards that have gone
         return own
 
+    def _open_upload(self, upload: Upload, *, known: bool) -> None:
+        there = upload.sizes()
+        if not known and any(name == INDEX_NAME or SHARD_NAME.fullmatch(name) for name in there):
+            raise UserError(
+                f"--upload {upload.shown} holds shards that --out {self.out} knows nothing of: name another folder, or "
+                "remove them"
+            )
+        if INDEX_NAME in there:
+            upload.remove(INDEX_NAME)
+
     def parts(self) -> list[PartOf]:
         """The parts that were begun."""
         folders = (_PART_FOLDER.fullmatch(path.name) for path in self.folder.glob("part-*"))
@@ -126,22 +146,30 @@ class Unfinished:
         return self.folder / f"{name}.json"
 
     def missing(self, names: Sequence[str]) -> list[int]:
-        """Places of the shards that are not done; the tars that are there are read, as many at a time as are cores."""
+        """Places of the shards that are not done; the tars that are here are read, as many at a time as are cores."""
         places: list[int] = []
+        there = self.upload.sizes() if self.upload is not None else None
         with ThreadPoolExecutor(min(8, usable_cores())) as pool, Progress("look", len(names), "shard") as progress:
-            for place, done in enumerate(pool.map(self.is_done, names)):
+            for place, done in enumerate(pool.map(lambda name: self.is_done(name, there), names)):
                 if not done:
                     places.append(place)
                 progress.update(place + 1)
         return places
 
-    def is_done(self, name: str) -> bool:
-        """Whether a shard was made by this plan, and its tar still has the bytes it had then."""
+    def is_done(self, name: str, there: Mapping[str, int] | None = None) -> bool:
+        """Whether a shard was made by this plan, and its tar still has the bytes it had then.
+
+        Args:
+            name: of the shard.
+            there: sizes of what was uploaded, where shards are; their bytes are not read back.
+        """
         record = ShardRecord.read(self.record_path(name))
         if record is None or record.plan != self.plan:
             return False
         if not record.samples:
             return True
+        if there is not None:
+            return there.get(name) == record.bytes
         try:
             with (self.out / name).open("rb") as file:
                 return file_digest(file, "sha256").hexdigest() == record.sha256
@@ -164,9 +192,10 @@ class Unfinished:
             yield record
 
     def sweep(self, names: Sequence[str] | None = None) -> None:
-        """Remove what killed processes left half-written: of these shards, or of all."""
+        """Remove what killed processes left half-written, or did not upload: of these shards, or of all."""
         mine = None if names is None else set(names)
-        for path in chain(self.out.glob(f"*{PART}"), self.folder.glob(f"*{PART}")):
+        left = self.out.glob("*.tar") if self.upload is not None else ()
+        for path in chain(self.out.glob(f"*{PART}"), self.folder.glob(f"*{PART}"), left):
             shard = SHARD_NAME.match(path.name)
             if shard and (mine is None or shard[0] in mine):
                 path.unlink(missing_ok=True)

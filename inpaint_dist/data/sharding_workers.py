@@ -17,6 +17,7 @@ from inpaint_dist.data.samples import Item, SampleMaker, SampleSettings
 from inpaint_dist.data.shard_writer import ShardWriter, compact_json
 from inpaint_dist.data.sharding_state import ShardRecord
 from inpaint_dist.data.source_table import Source
+from inpaint_dist.data.upload import Upload
 from inpaint_dist.errors import UserError
 
 _POLL_SECONDS = 0.2
@@ -32,6 +33,8 @@ class Job(NamedTuple):
     """Where its record is kept."""
     plan: str = ""
     """Hash of what it is made by."""
+    upload: Upload | None = None
+    """Where the shard is put, and nothing of it kept here but its record."""
 
 
 class _Empty(Exception):
@@ -46,7 +49,7 @@ def make_shard(job: Job, maker: SampleMaker, on_photo: Callable[[], None]) -> Sh
     """Make one shard and keep its record; what `on_photo` raises after any photo leaves nothing behind.
 
     Raises:
-        UserError: the disk is full or cannot be written.
+        UserError: the disk is full or cannot be written, or the shard cannot be put where it should be.
     """
     rejected: list[tuple[str, str]] = []
     hashes: list[str] = []
@@ -86,6 +89,9 @@ def make_shard(job: Job, maker: SampleMaker, on_photo: Callable[[], None]) -> Sh
     )
     if job.record is not None:
         record.write(job.record)
+    if job.upload is not None and record.samples:
+        job.upload.put(job.path)
+        job.path.unlink()
     return record
 
 

@@ -42,6 +42,14 @@ def test_a_cluster_makes_the_bytes_of_one_machine(photos_and_masks, cluster, tmp
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+def test_a_cluster_uploads_the_bytes_of_one_machine(photos_and_masks, cluster, tmp_path: Path):
+    make_shards(photos_and_masks.config(tmp_path / "whole"))
+    options = {"executor": "dask", "scheduler": cluster.scheduler_address, "allow_remote": True}
+    make_shards(photos_and_masks.config(tmp_path / "out", upload=f"file://{tmp_path}/there", **options))
+    assert content(tmp_path / "there") == content(tmp_path / "whole")
+    assert not [*(tmp_path / "out").glob("*.tar")]
+
+
 def test_a_worker_that_is_killed_in_the_middle_loses_nothing(photos_and_masks, cluster, tmp_path: Path):
     config = many(photos_and_masks, tmp_path, tmp_path / "out", executor="dask", scheduler=cluster.scheduler_address)
     finished: dict[str, int] = {}
