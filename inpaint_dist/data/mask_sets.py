@@ -13,11 +13,13 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from inpaint_dist.data.hole_histogram import HoleHistogram
 from inpaint_dist.data.masks import (
     LARGEST_SIDE,
     SMALLEST_SIDE,
@@ -55,6 +57,9 @@ class MaskSetConfig:
     """Another seed gives other masks."""
     hole_ratio: tuple[float, float] | None = None
     """Smallest and largest share of the picture that may be hole, such as 0.1 0.5."""
+    like: str | None = None
+    """Masks, found as photos are (white = hole), of any size: holes are drawn as large as theirs and as often, by
+    twentieths of the picture; of which shape, --family says."""
     workers: int = 0
     """Processes that draw; 0 and 1 draw in this one, which is quicker for a few thousand masks."""
 
@@ -66,6 +71,8 @@ class MaskSetConfig:
             raise UsageError(f"--size {self.size} is out of range: give {SMALLEST_SIDE} to {LARGEST_SIDE} pixels.")
         if self.workers < 0:
             raise UsageError(f"--workers {self.workers} is negative: give 0 to draw in this process, or a number.")
+        if self.like is not None and self.hole_ratio is not None:
+            raise UsageError("--like and --hole-ratio: give one of the two.")
         try:
             find_family(self.family)
             check_hole_ratio(self.family, self.size, self.size, self.hole_ratio)
@@ -83,7 +90,7 @@ class MaskRow(NamedTuple):
     hole_ratio: float
     """Share of the picture that is hole, to six digits."""
     adjusted: bool
-    """True where no draw met --hole-ratio, so that the nearest one's hole was grown or shrunk at its edge."""
+    """True where no draw met --hole-ratio or --like, so that the nearest one's hole was grown or shrunk at its edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,10 @@ class MaskSetReport:
 
     rows: tuple[MaskRow, ...]
     """The lines of masks.jsonl."""
+    like: HoleHistogram | None = None
+    """What they were to be like."""
+    out_of_reach: int = 0
+    """How many of those masks have holes that the family never has."""
 
     @property
     def mean(self) -> float:
@@ -100,7 +111,7 @@ class MaskSetReport:
 
     @property
     def adjusted(self) -> int:
-        """How many masks were grown or shrunk to meet --hole-ratio."""
+        """How many masks were grown or shrunk to meet --hole-ratio or --like."""
         return sum(row.adjusted for row in self.rows)
 
     @property
@@ -120,8 +131,17 @@ class MaskSetReport:
         lines = ["hole ratio, masks", *bars, f"mean hole ratio {self.mean:.3f} of {len(self.rows)} masks"]
         if self.adjusted:
             lines.append(
-                f"{self.adjusted} masks met --hole-ratio in none of their draws: the nearest one's hole was grown or "
-                f"shrunk at its edge ({LISTING} marks them as adjusted)"
+                f"{self.adjusted} masks met {'--like' if self.like else '--hole-ratio'} in none of their draws: the "
+                f"nearest one's hole was grown or shrunk at its edge ({LISTING} marks them as adjusted)"
+            )
+        if self.like:
+            apart = HoleHistogram.of(row.hole_ratio for row in self.rows).distance(self.like)
+            lines.append(
+                f"{apart:.1%} of the holes are of another twentieth than those of the {len(self.like)} of --like"
+            )
+        if self.out_of_reach:
+            lines.append(
+                f"{self.out_of_reach} masks of --like have holes that this --family never has: none is like them"
             )
         return lines
 
@@ -133,13 +153,16 @@ def make_masks(config: MaskSetConfig) -> MaskSetReport:
     with any number of workers.
 
     Raises:
-        UserError: the folder holds other masks or other files, or cannot be written.
+        UserError: the folder holds other masks or other files, or cannot be written; no mask of --like can be used,
+            or none that the family can be like.
     """
     out = config.out
+    asked = HoleHistogram.read(config.like) if config.like is not None else None
+    like = _within_reach(config, asked) if asked is not None else None
     try:
-        _claim(config)
+        _claim(config, like)
         rows: list[MaskRow] = []
-        with contextlib.closing(_chunks(config)) as chunks:
+        with contextlib.closing(_chunks(config, like)) as chunks:
             for chunk in _with_progress(chunks, config.count):
                 rows += chunk
         listing = "".join(json.dumps(row._asdict()) + "\n" for row in rows)
@@ -148,12 +171,29 @@ def make_masks(config: MaskSetConfig) -> MaskSetReport:
         raise UserError(f"{error.filename or out}: {error.strerror or error}. Mend it, or give another OUT.") from error
     except BrokenProcessPool as error:
         raise UserError("A worker process died, perhaps for want of memory. Try fewer --workers.") from error
-    return MaskSetReport(rows=tuple(rows))
+    return MaskSetReport(rows=tuple(rows), like=like, out_of_reach=len(asked or ()) - len(like or ()))
 
 
-def _claim(config: MaskSetConfig) -> None:
+def _within_reach(config: MaskSetConfig, like: HoleHistogram) -> HoleHistogram:
+    """The masks of --like that are not too large or too small for the family.
+
+    Raises:
+        UserError: all are.
+    """
+    out_of_reach: list[tuple[float, float]] = []
+    for limits in like.ranges:
+        try:
+            check_hole_ratio(config.family, config.size, config.size, limits)
+        except UserError as error:
+            out_of_reach.append(limits)
+            if len(out_of_reach) == len(like.ranges):
+                raise UserError(f"--like {config.like}: {error}") from None
+    return like.without(out_of_reach)
+
+
+def _claim(config: MaskSetConfig, like: HoleHistogram | None) -> None:
     """Make the folder, or make sure that an old one is ours and of these settings."""
-    out, wanted = config.out, _settings(config)
+    out, wanted = config.out, _settings(config, like)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file. Give a folder for the masks.")
     out.mkdir(parents=True, exist_ok=True)
@@ -192,33 +232,34 @@ def _read_settings(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def _settings(config: MaskSetConfig) -> dict[str, Any]:
+def _settings(config: MaskSetConfig, like: HoleHistogram | None) -> dict[str, Any]:
     """What decides the folder's bytes, as JSON reads it back: all but where it is and who draws."""
-    settings = asdict(config) | {"law": repr(find_family(config.family))}
+    settings = asdict(config) | {"law": repr(find_family(config.family)), "like": like.counts if like else None}
     return json.loads(json.dumps({key: value for key, value in settings.items() if key not in ("out", "workers")}))
 
 
-def _chunks(config: MaskSetConfig) -> Generator[list[MaskRow], None, None]:
+def _chunks(config: MaskSetConfig, like: HoleHistogram | None) -> Generator[list[MaskRow], None, None]:
     """Draw and write all masks; their rows in order, a chunk at a time."""
     ranges = [range(start, min(start + _CHUNK, config.count)) for start in range(0, config.count, _CHUNK)]
     if config.workers <= 1:
         for indices in ranges:
-            yield _write_masks(config, indices)
+            yield _write_masks(config, like, indices)
         return
     # Spawned, not forked: a fork beside other threads (OpenCV's, a notebook's) can hang. No pixels cross processes.
     pool = ProcessPoolExecutor(min(config.workers, len(ranges)), multiprocessing.get_context("spawn"))
     try:
-        yield from pool.map(_write_masks, [config] * len(ranges), ranges)
+        yield from pool.map(partial(_write_masks, config, like), ranges)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _write_masks(config: MaskSetConfig, indices: range) -> list[MaskRow]:
+def _write_masks(config: MaskSetConfig, like: HoleHistogram | None, indices: range) -> list[MaskRow]:
     """Draw and write these masks."""
     rows: list[MaskRow] = []
     for index in indices:
         rng = mask_rng(config.family, config.size, config.seed, index)
-        drawn = draw_within(config.family, config.size, config.size, rng, hole_ratio=config.hole_ratio)
+        limits = like.choose(index, config.seed) if like else config.hole_ratio
+        drawn = draw_within(config.family, config.size, config.size, rng, hole_ratio=limits)
         row = MaskRow(f"{index:06d}.png", config.family, round(drawn.hole_ratio, 6), drawn.adjusted)
         _write(config.out / row.file, encode_mask(drawn.mask))
         rows.append(row)
