@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inpaint_dist.batch import Batch, image_from_uint8, mask_from_bits
+from inpaint_dist.chance import mix
 from inpaint_dist.data.bad_samples import BadSample, BadSamples
 from inpaint_dist.data.fitting import FittingDecoder
+from inpaint_dist.data.joined_sets import JoinedOrder, read_sets
 from inpaint_dist.data.mask_mixture import read_hole_ratios, read_mixture
 from inpaint_dist.data.order import Draw, SampleOrder, WindowedOrder, order_of
 from inpaint_dist.data.prefetch import Prefetcher
@@ -38,7 +40,8 @@ class DataConfig:
 
     shards: str = "shards/sample"
     """Folder of training shards (made by tools/make_shards.py), of this machine or, as a URL, of another one; or a
-    pattern of tars that others made, as "FOLDER/train-{000000..000009}.tar"."""
+    pattern of tars that others made, as "FOLDER/train-{000000..000009}.tar". Several folders by weight, so that of ten
+    photos seven are from one: "7*shards/places+3*shards/mine"."""
     val_shards: str | None = None
     """Folder of validation shards, or a pattern as for --shards; None: the val split of the folder in --shards."""
     allow_remote: bool = False
@@ -101,6 +104,12 @@ class DataConfig:
         if is_pipe(self.val_shards or ""):
             raise UsageError("--val-shards: a command's output cannot be validated on; give a folder of shards")
         try:
+            sets = read_sets(self.shards)
+        except UserError as error:
+            raise UsageError(f"--shards {self.shards}: {error}") from None
+        if sets is not None and self.limit is not None:
+            raise UsageError("--limit: is of one set; --shards names several")
+        try:
             read_mixture(self.mask_source)
         except UserError as error:
             raise UsageError(f"--mask-source {self.mask_source}: choose paired, pool or a family. {error}") from None
@@ -132,6 +141,9 @@ class DataConfig:
             )
         return self.global_batch_size // world
 
+
+Order: TypeAlias = SampleOrder | WindowedOrder | JoinedOrder
+"""The endless sequence of draws that a run reads."""
 
 _Filled: TypeAlias = tuple[list[Draw], list[BadSample]]
 """What was read into a part of a batch, and the samples that could not be."""
@@ -191,7 +203,7 @@ class Loader:
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)
 
-    def draws(self, step: int, order: SampleOrder | WindowedOrder | None = None) -> list[Draw]:
+    def draws(self, step: int, order: Order | None = None) -> list[Draw]:
         """What this rank reads in a step: its slice of the global batch."""
         start = step * self.global_batch + self.rank * self.per_process
         return list((order or self.order).draws(start, start + self.per_process))
@@ -256,8 +268,16 @@ class Loader:
         with Prefetcher(self.index.remote, self.index.shards, needs, start, stop) as prefetcher:
             yield prefetcher
 
-    def _order(self, seed: int) -> SampleOrder | WindowedOrder:
-        return order_of(_sizes(self.index, self.samples), seed, self.config.shuffle_window)
+    def _order(self, seed: int) -> Order:
+        sizes, window = iter(_sizes(self.index, self.samples)), self.config.shuffle_window
+        sets = read_sets(self.config.shards)
+        if sets is None:
+            return order_of(list(sizes), seed, window)
+        orders = [
+            order_of(list(islice(sizes, shards)), mix(seed, number), window)
+            for number, shards in enumerate(self.index.sets)
+        ]
+        return JoinedOrder(orders, sets.weights, seed)
 
     def _submit(self, pool: ThreadPoolExecutor, buffers: HostBatch, draws: list[Draw]) -> list[Future[_Filled]]:
         return [

@@ -8,9 +8,9 @@ into windows of K shards, and the samples of a window among each other. That rea
 never holds more than the order of a few windows.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ WINDOW = 64
 _SHARDS, _WITHIN = 1, 2  # names of the draws of a windowed order
 
 
-@lru_cache(maxsize=3)
 def permutation(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of one epoch: every sample once. Ties of the 64-bit keys, if any, stay in place (stable sort)."""
     return np.argsort(mix_range(samples, seed, epoch), kind="stable")
@@ -45,12 +44,17 @@ class SampleOrder:
 
     samples: int
     seed: int
+    _order: Callable[[int], NDArray[np.int64]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Keep the orders of an epoch's end and the next one's beginning, which are read together."""
+        object.__setattr__(self, "_order", lru_cache(maxsize=2)(partial(permutation, self.samples, self.seed)))
 
     def draws(self, start: int, stop: int) -> Iterator[Draw]:
         """The draws at positions [start, stop), which may straddle epochs."""
         for position in range(start, stop):
             epoch, place = divmod(position, self.samples)
-            yield Draw(epoch, int(permutation(self.samples, self.seed, epoch)[place]))
+            yield Draw(epoch, int(self._order(epoch)[place]))
 
 
 class WindowedOrder:

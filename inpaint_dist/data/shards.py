@@ -121,6 +121,8 @@ class ShardIndex:
     """Made by others: members have no checksum, and photos and masks of any size are fitted as they are decoded."""
     remote: ShardSource | None = None
     """Where the shards are, if `folder` holds the index alone."""
+    sets: tuple[int, ...] = ()
+    """Shards of each of the sets that it was joined from, one after the other; none: it is one set."""
 
     @classmethod
     def load(cls, folder: Path, split: str) -> "ShardIndex":

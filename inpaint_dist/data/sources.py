@@ -2,7 +2,8 @@
 
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 import inpaint_dist
 from inpaint_dist.batch import Batch
 from inpaint_dist.data.foreign_index import can_be_indexed, index_foreign
+from inpaint_dist.data.joined_sets import SetMixture, join, read_sets
 from inpaint_dist.data.loader import DataConfig, Loader, ValidationSet, decoders
 from inpaint_dist.data.mask_mixture import read_hole_ratios, read_mixture
 from inpaint_dist.data.order import SHUFFLED_WHOLE, WINDOW, steps_for
@@ -68,20 +70,29 @@ def open_sources(
         UserError: where there is nothing to read, or the batch cannot be divided.
     """
     per_process = config.per_process(place.world, parts)
-    foreign = find_shards(config.shards) if is_stream(config.shards) else []
+    sets = read_sets(config.shards)
+    foreign = find_shards(config.shards) if sets is None and is_stream(config.shards) else []
     if foreign and not can_be_indexed(foreign):
         return _streamed(config, place, seed, max_steps, per_process, foreign)
-    index, said = (_foreign(config, foreign, place), list[str]()) if foreign else _own(config, place)
+    if foreign:
+        training = _foreign(config, foreign, place)
+    elif sets is not None:
+        training = _joined(sets)
+    else:
+        training = _own(config, place)
+    index = training.index
+    if config.size not in (None, index.size):
+        raise UsageError(f"--size {config.size}: the shards in {training.where} hold pictures of {index.size} pixels")
     loader = Loader(
         config, index, seed=seed, rank=place.rank, world=place.world, per_process=per_process, device=place.device
     )
     total = max_steps or steps_for(loader.samples, epochs, loader.global_batch)
-    validation = _validation(config, place, index.size, None if foreign else index)
+    validation = _validation(config, place, index.size, training.beside)
     notes = [
-        f"data: {loader.samples:,} photos of {index.size}x{index.size} in {index.remote or index.folder}, "
+        f"data: {loader.samples:,} photos of {index.size}x{index.size} in {training.where}, "
         f"{0 if validation is None else len(validation):,} for validation, masks {config.mask_source}"
         + (f" of holes {' '.join(config.hole_ratios)}" if config.hole_ratios else ""),
-        *said,
+        *training.said,
     ]
     if index.remote is not None:
         notes += _about_cache(config, index)
@@ -92,19 +103,58 @@ def open_sources(
         )
     if validation is None:
         notes.append("no validation samples: nothing is evaluated, and pictures are drawn of training samples")
-    fingerprint = f"{index.fingerprint}:{loader.samples}"
+    fingerprint = f"{training.fingerprint}:{loader.samples}"
     return Sources(loader, validation, total, fingerprint, index.size, notes)
 
 
-def _own(config: DataConfig, place: Place) -> tuple[ShardIndex, list[str]]:
-    """The index of our own shards, and what the user should know of it."""
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What --shards names."""
+
+    index: ShardIndex
+    where: str
+    """Its place, to be shown."""
+    fingerprint: str
+    beside: Callable[[], ShardIndex] | None = None
+    """The validation samples that lie beside; None: there are none of that kind."""
+    said: list[str] = field(default_factory=list)
+    """What the user should know of it."""
+
+
+def _own(config: DataConfig, place: Place) -> _Training:
+    """A folder of our own shards."""
     index, notes = _load(config.shards, "train", config, place)
-    where = index.remote or index.folder
+    where = str(index.remote or index.folder)
+    _refuse_empty(index, where)
+
+    def beside() -> ShardIndex:
+        return replace(ShardIndex.load(index.folder, "val"), remote=index.remote)
+
+    return _Training(index=index, where=where, fingerprint=index.fingerprint, beside=beside, said=notes)
+
+
+def _joined(sets: SetMixture) -> _Training:
+    """Several folders of our own shards, by weight."""
+    if other := next((place for place in sets.places if is_remote(place) or is_stream(place)), None):
+        raise UsageError(
+            f"--shards {redacted(other)}: several sets are read from folders of this machine alone, which make_shards "
+            "made"
+        )
+    folders = [shards_folder(place) for place in sets.places]
+    indexes = [ShardIndex.load(folder, "train") for folder in folders]
+    for index in indexes:
+        _refuse_empty(index, str(index.folder))
+    return _Training(
+        index=join(indexes),
+        where=str(sets),
+        fingerprint=sets.fingerprint(indexes),
+        beside=lambda: join([ShardIndex.load(folder, "val") for folder in folders]),
+    )
+
+
+def _refuse_empty(index: ShardIndex, where: str) -> None:
     if not len(index):
         raise UsageError(f"--shards {where}: has no training samples")
-    if config.size not in (None, index.size):
-        raise UsageError(f"--size {config.size}: the shards in {where} hold pictures of {index.size} pixels")
-    return index, notes
 
 
 def _load(shards: str, split: str, config: DataConfig, place: Place) -> tuple[ShardIndex, list[str]]:
@@ -159,9 +209,11 @@ def _about_cache(config: DataConfig, index: ShardIndex) -> list[str]:
     ]
 
 
-def _foreign(config: DataConfig, files: list[str], place: Place) -> ShardIndex:
+def _foreign(config: DataConfig, files: list[str], place: Place) -> _Training:
+    """Tars that others made."""
     masks = read_mixture(config.mask_source).stored
-    return index_foreign(files, config.size or DEFAULT_SIZE, masks=masks, keep=place.rank == 0)
+    index = index_foreign(files, config.size or DEFAULT_SIZE, masks=masks, keep=place.rank == 0)
+    return _Training(index=index, where=str(index.folder), fingerprint=index.fingerprint)
 
 
 def _streamed(
@@ -198,8 +250,10 @@ def _streamed(
     return Sources(loader, _validation(config, place, size, None), max_steps, fingerprint, size, [WEAKER])
 
 
-def _validation(config: DataConfig, place: Place, size: int, beside: ShardIndex | None) -> ValidationSet | None:
-    """What --val-shards names, else the val split of the folder of the training shards, where that has one."""
+def _validation(
+    config: DataConfig, place: Place, size: int, beside: Callable[[], ShardIndex] | None
+) -> ValidationSet | None:
+    """What --val-shards names, else the val split beside the training shards, where they have one."""
     named = config.val_shards
     if named is not None and is_stream(named):
         files = find_shards(named, "--val-shards")
@@ -212,7 +266,7 @@ def _validation(config: DataConfig, place: Place, size: int, beside: ShardIndex 
     elif named is not None:
         index, _ = _load(named, "val", config, place)
     else:
-        index = None if beside is None else replace(ShardIndex.load(beside.folder, "val"), remote=beside.remote)
+        index = beside() if beside is not None else None
     if index is None or not len(index):
         return None
     if index.size != size:
