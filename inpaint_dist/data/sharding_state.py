@@ -194,7 +194,9 @@ class Unfinished:
     def sweep(self, names: Sequence[str] | None = None) -> None:
         """Remove what killed processes left half-written, or did not upload: of these shards, or of all."""
         mine = None if names is None else set(names)
-        left = self.out.glob("*.tar") if self.upload is not None else ()
+        # Only what a run left that uploads: others' tars are not ours to remove.
+        made = (path for path in self.out.glob("*.tar") if self.record_path(path.name).exists())
+        left = made if self.upload is not None else ()
         for path in chain(self.out.glob(f"*{PART}"), self.folder.glob(f"*{PART}"), left):
             shard = SHARD_NAME.match(path.name)
             if shard and (mine is None or shard[0] in mine):
