@@ -35,8 +35,13 @@ VARIANTS: dict[str, TrainConfig] = {
     "mend/three-layers": objective(
         perceptual=replace(MEND.objective.perceptual, layers=("relu1_2", "relu2_2", "relu3_3"))
     ),
+    "mend/five-layers": objective(
+        perceptual=replace(MEND.objective.perceptual, layers=("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"))
+    ),
     "mend/no-gan": objective(adversarial_weight=0.0),
     "mend/gan-3": objective(adversarial_weight=3.0),
+    "mend/gan-10": objective(adversarial_weight=10.0),
+    "mend/gan-3-fast": replace(objective(adversarial_weight=3.0), trainer=replace(MEND.trainer, lr_d=1e-3)),
     "mend/gan-3-augmented": objective(adversarial_weight=3.0, augment=("colour", "translation", "cutout")),
     "mend/matched": objective(
         FeatureDiscriminatorConfig(channels=(32, 64, 128)),
