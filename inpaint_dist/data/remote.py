@@ -207,28 +207,30 @@ def blocks(answer: Answer, timeout: float, stop: threading.Event | None = None) 
             since, came = now, 0
 
 
-def download(url: str, file: IO[bytes], patience: Patience, *name: int) -> None:
+def download(url: str, file: IO[bytes], patience: Patience, *name: int, member: str = "") -> None:
     """Bring a whole file of any size into an open one.
 
     Args:
-        url: the file.
+        url: the file, or its folder.
         file: it is written from its beginning, and is left there.
         patience: with the server.
         name: of the random draws of the waiting.
+        member: the file in the folder; empty: `url` is that of a file.
 
     Raises:
         RemoteError: it cannot be had.
     """
+    shown = f"{shown_folder(url)}/{member}" if member else redacted(url)
 
     def once() -> None:
         file.seek(0)
         file.truncate()
-        with opened(url, "", patience.timeout) as answer:
+        with opened(url, member, patience.timeout) as answer:
             if answer is None:
-                raise RemoteError(f"{redacted(url)}: no answer", passing=True)
+                raise RemoteError(f"{shown}: no answer", passing=True)
             for block in blocks(answer, patience.timeout):
                 file.write(block)
-            refuse_cut(redacted(url), file.tell(), answer.length)
+            refuse_cut(shown, file.tell(), answer.length)
 
     tried(once, patience, *name)
     file.seek(0)

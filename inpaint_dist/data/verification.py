@@ -1,11 +1,13 @@
-"""Reading every sample of a folder of shards back, against its index and checksums."""
+"""Reading every sample of a folder of shards back, here or on another machine, against its index and checksums."""
 
 import os
+import tempfile
 import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest
 from io import BufferedReader
@@ -16,8 +18,10 @@ from inpaint_dist.data.near_copies import Alike, find_near_copies
 from inpaint_dist.data.packed_masks import decode_packed_mask
 from inpaint_dist.data.photos import PhotoError, decode_photo
 from inpaint_dist.data.progress import Progress
+from inpaint_dist.data.remote import PATIENCE, RemoteError, download, is_remote, redacted
 from inpaint_dist.data.shards import INDEX_NAME, PHOTO_EXTENSION, SHARD_NAME, SPLITS, ShardError, ShardIndex
 from inpaint_dist.data.tar import Entry, walk
+from inpaint_dist.errors import UsageError
 from inpaint_dist.host import parse_json, usable_cores
 
 _JSON_KEYS = {"source", "width", "height", "sha256"}
@@ -41,13 +45,25 @@ class Fault(NamedTuple):
 class CheckConfig:
     """Check a folder of shards."""
 
-    shards: Path
-    """The folder of shards."""
+    shards: str
+    """The folder of shards, of this machine or, as a URL, of another one: each shard is brought here once, and goes."""
+    allow_remote: bool = False
+    """Let SHARDS be a URL: to open one may run code of the library that knows it."""
     fast: bool = False
     """Only sizes, headers and the index: no photo, mask or checksum is read."""
     near_duplicates: bool = False
     """List photos of val that look like one of train, by a perceptual hash of each (they are no faults); needs
     pip install 'inpaint-dist[duplicates]'."""
+
+    def __post_init__(self) -> None:
+        """Refuse what a URL does not allow."""
+        if not is_remote(self.shards):
+            return
+        if not self.allow_remote:
+            raise UsageError(f"{redacted(self.shards)}: add --allow-remote to read from there")
+        if self.fast or self.near_duplicates:
+            flag = "--fast" if self.fast else "--near-duplicates"
+            raise UsageError(f"{flag}: is for folders of this machine, not for {redacted(self.shards)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +97,40 @@ def check_shards(config: CheckConfig) -> CheckReport:
     Raises:
         UserError: the folder does not exist or has no index.
     """
+    if is_remote(config.shards):
+        with tempfile.TemporaryDirectory() as folder:
+            with (Path(folder) / INDEX_NAME).open("wb") as file:
+                download(config.shards, file, PATIENCE, member=INDEX_NAME)
+            return _checked(Path(folder), config, config.shards)
+    return _checked(Path(config.shards), config)
+
+
+def _checked(folder: Path, config: CheckConfig, url: str | None = None) -> CheckReport:
     counts = [0, 0]
     try:
-        indexes = [ShardIndex.load(config.shards, split) for split in SPLITS]
+        indexes = [ShardIndex.load(folder, split) for split in SPLITS]
         counts = [sum(map(len, indexes)), sum(len(index.shards) for index in indexes)]
     except ShardError:  # a fault, which `verify` lists
         pass
     with Progress("check", counts[0], "sample") as progress:
-        faults = verify(config.shards, fast=config.fast, on_samples=progress.update)
+        faults = verify(folder, fast=config.fast, on_samples=progress.update, url=url)
     alike = None
     if config.near_duplicates and not faults:
         with Progress("near duplicates", counts[0], "photo") as progress:
-            alike = tuple(find_near_copies(config.shards, progress.update))
+            alike = tuple(find_near_copies(folder, progress.update))
     return CheckReport(samples=counts[0], shards=counts[1], faults=tuple(faults), fast=config.fast, alike=alike)
 
 
-def verify(folder: Path, fast: bool = False, on_samples: Callable[[int], None] | None = None) -> list[Fault]:
+def verify(
+    folder: Path, fast: bool = False, on_samples: Callable[[int], None] | None = None, url: str | None = None
+) -> list[Fault]:
     """Every fault of a folder of shards.
 
     Args:
         folder: the shards.
         fast: read the tars' headers alone: finds files that are missing, cut short or rewritten, no flipped byte.
         on_samples: told now and then how many samples are done.
+        url: where the tars are, if `folder` holds the index alone.
 
     Raises:
         UserError: the folder does not exist, has no index or one of a newer format.
@@ -123,7 +151,7 @@ def verify(folder: Path, fast: bool = False, on_samples: Callable[[int], None] |
     faults = [fault for index in indexes for fault in _unlisted(index)]
     jobs = [(index, number) for index in indexes for number in range(len(index.shards))]
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # decoders and hashes let go of Python's lock
-        for found in pool.map(lambda job: _check_shard(*job, fast=fast, count=count), jobs):
+        for found in pool.map(lambda job: _check_shard(*job, fast=fast, count=count, url=url), jobs):
             faults += found
     return faults
 
@@ -135,12 +163,31 @@ def _unlisted(index: ShardIndex) -> Iterator[Fault]:
             yield Fault(path.name, "", "the index does not list it")
 
 
-def _check_shard(index: ShardIndex, number: int, *, fast: bool, count: Callable[[int], None]) -> list[Fault]:
+@contextmanager
+def _opened(index: ShardIndex, number: int, url: str | None) -> Iterator[BufferedReader]:
+    """A shard's file, or a copy of it that goes with the block."""
+    name = index.shards[number].name
+    if url is None:
+        with (index.folder / name).open("rb") as file:
+            yield file
+        return
+    try:
+        with (index.folder / name).open("wb") as copy:
+            download(url, copy, PATIENCE, number, member=name)
+        with (index.folder / name).open("rb") as file:
+            yield file
+    finally:
+        (index.folder / name).unlink(missing_ok=True)
+
+
+def _check_shard(
+    index: ShardIndex, number: int, *, fast: bool, count: Callable[[int], None], url: str | None
+) -> list[Fault]:
     info = index.shards[number]
     first = sum(shard.samples for shard in index.shards[:number])
     samples = range(first, first + info.samples)
     try:
-        with (index.folder / info.name).open("rb") as file:
+        with _opened(index, number, url) as file:
             faults = _check_layout(index, number, samples, file)
             if fast:
                 count(info.samples)
@@ -152,6 +199,8 @@ def _check_shard(index: ShardIndex, number: int, *, fast: bool, count: Callable[
                 faults.append(Fault(info.name, "", "its sha256 is not the index's, though every sample is whole"))
     except FileNotFoundError:
         return [Fault(info.name, "", f"is missing, with {info.samples} samples")]
+    except RemoteError as error:
+        return [Fault(info.name, "", f"cannot be had, with {info.samples} samples ({error})")]
     except OSError as error:
         return [Fault(info.name, "", f"cannot be read ({error.strerror})")]
     return faults

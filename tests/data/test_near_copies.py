@@ -42,20 +42,20 @@ def shards(tmp_path: Path) -> Path:
 
 def test_a_photo_that_was_resized_brightened_and_encoded_anew_is_named_with_the_one_it_looks_like(shards: Path):
     pytest.importorskip("imagehash", reason="imagehash is not installed (the extra `duplicates`)")
-    report = check_shards(CheckConfig(shards=shards, near_duplicates=True))
+    report = check_shards(CheckConfig(shards=str(shards), near_duplicates=True))
     assert report.alike is not None
     assert [(pair.val, pair.train) for pair in report.alike] == [("again", "train3")]
     assert report.alike[0].bits <= 8
     assert report.faults == ()
     assert report.lines()[1].startswith("val again looks like train train3 (")
     assert report.lines()[2] == "1 photos of val look like one of train"
-    assert check_shards(CheckConfig(shards=shards)).alike is None
+    assert check_shards(CheckConfig(shards=str(shards))).alike is None
 
 
 def test_without_imagehash_the_error_names_the_extra(shards: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "imagehash", None)
     with pytest.raises(UserError, match=r"pip install 'inpaint-dist\[duplicates\]'"):
-        check_shards(CheckConfig(shards=shards, near_duplicates=True))
+        check_shards(CheckConfig(shards=str(shards), near_duplicates=True))
 
 
 def test_the_nearest_of_many_is_found_in_whichever_block_it_lies(monkeypatch: pytest.MonkeyPatch):

@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,12 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from inpaint_dist import train
-from inpaint_dist.data import shard_cache, tar_streams
+from inpaint_dist.data import shard_cache, tar_streams, verification
 from inpaint_dist.data.loader import DataConfig
 from inpaint_dist.data.remote import Patience, RemoteError, redacted
 from inpaint_dist.data.shard_cache import RemoteShards
 from inpaint_dist.data.shards import ShardIndex, ShardReader
 from inpaint_dist.data.sources import Place, Sources, open_sources
+from inpaint_dist.data.verification import CheckConfig, check_shards
 from inpaint_dist.errors import UsageError, UserError
 
 HASTY = Patience(tries=3, timeout=0.5, first_wait=0.01)
@@ -31,6 +34,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for a server in these tests."""
     monkeypatch.setattr(shard_cache, "PATIENCE", HASTY)
     monkeypatch.setattr(tar_streams, "PATIENCE", HASTY)
+    monkeypatch.setattr(verification, "PATIENCE", Patience(tries=2, timeout=0.5, first_wait=0.01))
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.delenv("HTTP_PROXY", raising=False)
 
@@ -467,3 +471,39 @@ def test_a_reader_of_remote_shards_keeps_none_in_use(server, tmp_path):
     with path.open("r+b") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     shutil.rmtree(tmp_path / "cache")
+
+
+# -------------------------------------------------------------------- check_shards
+
+
+def test_shards_on_a_server_are_checked_byte_for_byte_and_what_is_wrong_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = CheckConfig(shards=f"{server.url}?token=secret", allow_remote=True)
+    report = check_shards(config)
+    assert report.lines() == ["16 samples in 5 shards read byte for byte: no fault"]
+    assert set(server.requests.values()) == {1}
+    server.faults = {
+        "train-000001.tar": ["flip"],
+        "train-000002.tar": [404],
+        "val-000000.tar": ["cut", 503],
+        "val-000001.tar": [503],
+    }
+    faults = [str(fault) for fault in check_shards(config).faults]
+    assert len(faults) == 3 and "secret" not in str(faults)
+    assert re.search(r"^train-000001.tar: .*(changed|sha256)", faults[0])
+    assert re.search(r"^train-000002.tar: cannot be had, with 3 samples \(.*the server says 404", faults[1])
+    assert re.search(r"^val-000000.tar: cannot be had, .*\(2 tries\)", faults[2])
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, r"http://\*\*\*@host/set: add --allow-remote"),
+        ({"allow_remote": True, "fast": True}, "--fast: is for folders of this machine"),
+        ({"allow_remote": True, "near_duplicates": True}, "--near-duplicates: is for folders of this machine"),
+    ],
+)
+def test_what_is_not_done_with_a_url_is_refused(options, said):
+    with pytest.raises(UsageError, match=said):
+        CheckConfig(shards="http://me:secret@host/set", **options)

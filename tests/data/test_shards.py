@@ -346,7 +346,7 @@ def test_an_index_cut_short_is_found_at_any_byte(folder: Path):
 def test_whole_shards_have_no_fault(folder: Path):
     assert verify(folder) == []
     assert verify(folder, fast=True) == []
-    report = check_shards(CheckConfig(shards=folder))
+    report = check_shards(CheckConfig(shards=str(folder)))
     assert report.lines() == ["10 samples in 3 shards read byte for byte: no fault"]
 
 
