@@ -3,19 +3,22 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from hashlib import sha256
-from math import gcd
+from math import gcd, lcm
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inpaint_dist.chance import mix_range
-from inpaint_dist.data.mask_mixture import shares_of
 from inpaint_dist.data.order import Draw, SampleOrder, WindowedOrder
 from inpaint_dist.data.shards import Columns, ShardIndex, absent
 from inpaint_dist.errors import UserError
+
+LONGEST_BLOCK = 1_000_000
+"""Turns after which several sets must have had their exact shares."""
 
 _MIXED = 3  # names the draws of a block; 1 and 2 are of the sets' own orders
 _WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\*(.+)")
@@ -29,11 +32,12 @@ class SetMixture:
     places: tuple[str, ...]
     """The folders, as they were given."""
     weights: tuple[int, ...]
-    """Of each; their sum is 1,000,000."""
+    """Of each, in lowest terms: of so many photos as their sum, this many are from it."""
 
     def __str__(self) -> str:
-        """With their shares, as 70% of shards/a and 30% of shards/b."""
-        parts = [f"{weight / 1e4:.3g}% of {place}" for weight, place in zip(self.weights, self.places, strict=True)]
+        """With their shares, as 0.7 of shards/a and 0.3 of shards/b."""
+        whole = sum(self.weights)
+        parts = [f"{weight / whole:.3g} of {place}" for weight, place in zip(self.weights, self.places, strict=True)]
         return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
     def fingerprint(self, indexes: Sequence[ShardIndex]) -> str:
@@ -49,31 +53,39 @@ def read_sets(text: str) -> SetMixture | None:
         UserError: saying what is wrong with it.
     """
     matches = [_WEIGHTED.fullmatch(part) for part in _NEXT.split(text)]
-    found = [(match[2], float(match[1])) for match in matches if match is not None]
+    found = [(match[2], Fraction(match[1])) for match in matches if match is not None]
     if len(found) < len(matches) or len(found) < 2:
         return None
     places = tuple(place for place, _ in found)
     if len({*places}) < len(places):
         raise UserError("a set is there twice.")
-    return SetMixture(places, shares_of([weight for _, weight in found]))
+    shares = [weight for _, weight in found]
+    if not all(shares):
+        raise UserError("a weight is 0.")
+    common = lcm(*(share.denominator for share in shares))
+    whole = [int(share * common) for share in shares]
+    weights = tuple(number // gcd(*whole) for number in whole)
+    if sum(weights) > LONGEST_BLOCK:
+        raise UserError(f"the weights come out even after {sum(weights):,} photos alone; give rounder ones.")
+    return SetMixture(places, weights)
 
 
 class JoinedOrder:
     """The endless sequence of draws over several sets: each in its own order, taking turns by weight.
 
-    Turns are cut into blocks, the shortest that hold each set in its exact share, and are shuffled within one: so
-    after so many whole blocks each set was read exactly as often as its weight says, and a set begins its next epoch
-    when its own samples are read, whatever the others do.
+    Turns are cut into blocks that hold each set in its exact share, and are shuffled within one: after any whole blocks
+    each set was read exactly as often as its weight says. A set begins its next epoch when its own samples are read,
+    whatever the others do.
 
     Args:
         orders: of each set's own samples.
-        weights: whole numbers, the turns of each set being to all turns as its weight is to their sum.
+        weights: turns of each set in a block.
         seed: of the shuffle.
     """
 
     def __init__(self, orders: Sequence[SampleOrder | WindowedOrder], weights: Sequence[int], seed: int) -> None:
         self.orders, self.seed = orders, seed
-        self.turns = [weight // gcd(*weights) for weight in weights]
+        self.turns = [*weights]
         self.starts = np.cumsum([0, *(order.samples for order in orders)]).tolist()
         self.samples = self.starts[-1]
         self._blocks = lru_cache(maxsize=2)(self._block)

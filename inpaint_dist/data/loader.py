@@ -106,7 +106,7 @@ class DataConfig:
         try:
             sets = read_sets(self.shards)
         except UserError as error:
-            raise UsageError(f"--shards {self.shards}: {error}") from None
+            raise UsageError(f"--shards {redacted(self.shards)}: {error}") from None
         if sets is not None and self.limit is not None:
             raise UsageError("--limit: is of one set; --shards names several")
         try:

@@ -83,7 +83,7 @@ def read_mixture(text: str) -> MaskMixture:
             find_family(name)
     if len(set(names)) != len(names):
         raise UserError("a source is there twice.")
-    return MaskMixture(names, shares_of([weight for _, weight in parts]))
+    return MaskMixture(names, _shares([weight for _, weight in parts]))
 
 
 def read_hole_ratios(words: Sequence[str]) -> HoleRatios | None:
@@ -103,7 +103,7 @@ def read_hole_ratios(words: Sequence[str]) -> HoleRatios | None:
             raise UserError(f"{word} is no range of shares of the picture; give such as 0.1-0.2 or 3*0.2-0.4.")
         ranges.append(limits)
         weights.append(float(match[1] or 1))
-    return HoleRatios(tuple(ranges), shares_of(weights))
+    return HoleRatios(tuple(ranges), _shares(weights))
 
 
 def _place(weights: Sequence[int], bits: int) -> int:
@@ -112,7 +112,7 @@ def _place(weights: Sequence[int], bits: int) -> int:
     return next(number for number, end in enumerate(accumulate(weights)) if place < end)
 
 
-def shares_of(weights: Sequence[float]) -> tuple[int, ...]:
+def _shares(weights: Sequence[float]) -> tuple[int, ...]:
     """Weights as whole numbers whose sum is 1,000,000."""
     ends = list(accumulate(weights))
     places = [round(1e6 * end / ends[-1]) if ends[-1] else 0 for end in ends]

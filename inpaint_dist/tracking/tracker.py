@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,8 @@ LOG = "log.txt"
 INIT_TIMEOUT = 8.0
 """Seconds that a wandb server may take to answer at the start; wandb's own 90 leave the other ranks waiting."""
 FINISH_TIMEOUT = 10.0
-"""Seconds that the last upload may take, for a stopped run's launcher waits no longer; `wandb sync` sends the rest."""
+"""Seconds that the last upload may take: a server that hangs would hold the GPUs, and a launcher's patience ends;
+`wandb sync` sends the rest. The environment's WANDB_FINISH_TIMEOUT gives more."""
 PLOT_SHARE = 0.02
 """The largest share of a run's time that drawing curves may take."""
 
@@ -292,7 +294,7 @@ class _Wandb:
                 return
             self._say(
                 "warning: wandb: the server has not taken the last data in time (WANDB_FINISH_TIMEOUT gives it more "
-                f"seconds); send it with: wandb sync {Path(self._run.dir).parent}"
+                f"seconds); send it with: wandb sync {shlex.quote(str(Path(self._run.dir).parent))}"
             )
 
         self._guard(end)
@@ -308,8 +310,8 @@ class _Wandb:
 
 def _start(wandb: Any, mode: str, run_folder: Path, config: Mapping[str, Any], name: str) -> Any:
     wanted = {
-        "init_timeout": _seconds("WANDB_INIT_TIMEOUT", INIT_TIMEOUT),
-        "finish_timeout": _seconds("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT),
+        "init_timeout": INIT_TIMEOUT,
+        "finish_timeout": FINISH_TIMEOUT,
         "finish_timeout_raises": True,
         "silent": True,
         "console": "off",
@@ -321,7 +323,8 @@ def _start(wandb: Any, mode: str, run_folder: Path, config: Mapping[str, Any], n
         "x_disable_meta": True,  # command line, user, program
         "x_save_requirements": False,
     }
-    known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
+    mine = (key for key in wanted if f"WANDB_{key.upper()}" not in os.environ)  # else wandb reads it itself
+    known = {key: wanted[key] for key in mine if key in wandb.Settings.model_fields}
     settings = wandb.Settings(**known)
     wandb.setup(settings=settings)  # the login, before init, prints and asks by these
     run = wandb.init(
@@ -338,13 +341,6 @@ def _start(wandb: Any, mode: str, run_folder: Path, config: Mapping[str, Any], n
     run.define_metric("iteration")
     run.define_metric("*", step_metric="iteration")
     return run
-
-
-def _seconds(variable: str, default: float) -> float:
-    """What the environment says of a timeout, where it says a number."""
-    with suppress(ValueError):
-        return float(os.environ.get(variable, ""))
-    return default
 
 
 def _run_id(path: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inpaint_dist.data.joined_sets import JoinedOrder, read_sets
+from inpaint_dist.data.joined_sets import JoinedOrder, SetMixture, read_sets
 from inpaint_dist.data.loader import DataConfig
 from inpaint_dist.data.order import SampleOrder, order_of
 from inpaint_dist.data.sources import Place, Sources, open_sources
@@ -41,18 +41,20 @@ def drawn_photos(sources: Sources, steps: int) -> list[bytes]:
 def test_weights_are_read_and_anything_else_is_one_set():
     sets = read_sets("7*shards/a+3*b+c/d")
     assert sets is not None
-    assert (sets.places, sets.weights) == (("shards/a", "b+c/d"), (700_000, 300_000))
-    assert str(sets) == "70% of shards/a and 30% of b+c/d"
+    assert (sets.places, sets.weights) == (("shards/a", "b+c/d"), (7, 3))
+    assert str(sets) == "0.7 of shards/a and 0.3 of b+c/d"
     thirds = read_sets("1*a+1.0*b+1*/c d")
-    assert thirds is not None and thirds.weights == (333_333, 333_334, 333_333) and thirds.places[2] == "/c d"
+    assert thirds is not None and thirds.weights == (1, 1, 1) and thirds.places[2] == "/c d"
+    for text in ("0.7*a+.3*b", "70*a+30*b", "14*a+6*b"):
+        assert read_sets(text) == SetMixture(("a", "b"), (7, 3))
     for one in ("shards/a", "a+b", "1*a", "x/train-{000..009}.tar", "https://host/a", "pipe:cat 2*a+3*b", "a+3*b"):
         assert read_sets(one) is None
-    for wrong, reason in (("1*a+2*a", "twice"), ("0*a+1*b", "a weight is 0")):
+    for wrong, reason in (("1*a+2*a", "twice"), ("0*a+1*b", "a weight is 0"), ("1*a+1.0000001*b", "after 20,000,001")):
         with pytest.raises(UserError, match=reason):
             read_sets(wrong)
 
 
-@pytest.mark.parametrize("weights", [(1, 1), (7, 3), (700_000, 300_000), (1, 2, 5), (333_333, 333_333, 333_334)])
+@pytest.mark.parametrize("weights", [(1, 1), (7, 3), (1, 2, 5), (333, 333, 334), (500_001, 499_999)])
 def test_each_set_has_exactly_its_share_of_each_block_and_reads_its_own_epochs_whole(weights: tuple[int, ...]):
     orders = [SampleOrder(samples, seed) for seed, samples in enumerate([13, 29, 7][: len(weights)])]
     order = JoinedOrder(orders, weights, seed=5)
@@ -111,7 +113,7 @@ def test_validation_is_that_of_both_and_the_log_names_their_shares(two: tuple[Pa
     last = sources.validation.batch([len(sources.validation) - 1])
     assert alone[1] is not None
     assert torch.equal(last.mask, alone[1].batch([len(alone[1]) - 1]).mask)
-    assert f"in 50% of {two[0]} and 50% of {two[1]}, {len(sources.validation)} for validation" in sources.notes[0]
+    assert f"in 0.5 of {two[0]} and 0.5 of {two[1]}, {len(sources.validation)} for validation" in sources.notes[0]
 
 
 def test_what_is_read_is_known_by_bytes_and_weights_not_by_folders(two: tuple[Path, Path], tmp_path: Path):
@@ -140,6 +142,7 @@ def test_a_damaged_photo_of_the_second_set_is_named_and_replaced(two: tuple[Path
     ("shards", "options", "said"),
     [
         ("1*{0}+1*{0}", {}, "--shards .*: a set is there twice"),
+        ("1*s3://me:secret@b/x+1*s3://me:secret@b/x", {}, r"--shards 1\*s3://\*\*\*@b/.*: a set is there twice"),
         ("1*{0}+1*{1}", {"limit": 5}, "--limit: is of one set"),
         ("1*{0}+1*{1}/none", {}, "none: no such folder of shards"),
         (
@@ -148,12 +151,13 @@ def test_a_damaged_photo_of_the_second_set_is_named_and_replaced(two: tuple[Path
             r"--shards https://\*\*\*@host/set: several sets are read from folders",
         ),
         ("1*{0}+1*{1}/train-*.tar", {}, "several sets are read from folders"),
-        ("1*{0}+1*{1}", {"size": 64}, "--size 64: the shards in 50% of .* hold pictures of 32 pixels"),
+        ("1*{0}+1*{1}", {"size": 64}, "--size 64: the shards in 0.5 of .* hold pictures of 32 pixels"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(two: tuple[Path, Path], shards: str, options: dict, said: str):
-    with pytest.raises((UsageError, UserError), match=said):
+    with pytest.raises((UsageError, UserError), match=said) as refused:
         opened(shards.format(*two), **options)
+    assert "secret" not in str(refused.value)
 
 
 def test_sets_of_different_sizes_are_refused(two: tuple[Path, Path], photos_and_masks, tmp_path: Path):
