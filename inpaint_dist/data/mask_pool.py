@@ -24,15 +24,17 @@ class MaskPool:
     """Share of the picture that the hole of each takes, ascending: (masks)."""
 
     @classmethod
-    def measure(cls, counts: NDArray[np.int32], seed: int, share_of: Callable[[int, int], float]) -> "MaskPool":
+    def measure(cls, counts: NDArray[np.int32], seed: int, share_of: Callable[[int, int], float | None]) -> "MaskPool":
         """Look at the masks of a set: all of them, or MEASURED that a seed draws.
-
-        One that cannot be read, or that teaches nothing, is no part of the pool.
 
         Args:
             counts: how many masks each sample has, (samples).
             seed: of the draw.
-            share_of: the share of the picture that the hole of a sample's mask takes.
+            share_of: the share of the picture that the hole of a sample's mask takes; None: it is no part of the pool.
+
+        Raises:
+            UserError: a mask cannot be read. None is left out for that: a disk that fails once, on one machine of
+                several, would give it another pool.
         """
         ends = np.cumsum(counts, dtype=np.int64)
         total = int(ends[-1])
@@ -41,10 +43,8 @@ class MaskPool:
         found: list[tuple[float, int, int]] = []
         for place, sample in zip(places, samples, strict=True):
             number = place - int(ends[sample] - counts[sample])
-            try:
-                found.append((share_of(sample, number), sample, number))
-            except UserError:
-                continue
+            if (share := share_of(sample, number)) is not None:
+                found.append((share, sample, number))
         found.sort()
         return cls(tuple((sample, number) for _, sample, number in found), np.array([share for share, _, _ in found]))
 
@@ -59,9 +59,9 @@ class MaskPool:
             if low == high:
                 least, most = (f"{self.shares[at]:.3g}" for at in (0, -1)) if len(self.masks) else ("0", "0")
                 raise UserError(
-                    f"--hole-ratios {limits[0]:g}-{limits[1]:g}: of {len(self.masks)} stored masks none hides such a "
-                    f"share of the picture; they hide {least} to {most}. Give ranges that meet these, or a family as "
-                    "--mask-source."
+                    f"--hole-ratios {limits[0]:g}-{limits[1]:g}: of {len(self.masks)} stored masks that were looked at "
+                    f"none hides such a share of the picture; they hide {least} to {most}. Give ranges that meet "
+                    "these, or a family as --mask-source."
                 )
 
     def choose(self, limits: tuple[float, float], bits: int) -> tuple[int, int]:

@@ -179,8 +179,10 @@ def remote_errors(url: str, shown: str) -> Iterator[None]:
         kind = urlsplit(url).scheme
         package = {"s3": 'pip install "inpaint-dist[s3]"', "gs": 'pip install "inpaint-dist[gs]"'}.get(kind)
         raise RemoteError(f"{shown}: {package or error}") from None
-    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-        raise RemoteError(f"{shown}: {type(error).__name__}; look at the URL and at who may read it") from None
+    except (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        raise RemoteError(f"{shown}: {type(error).__name__}; look at the URL and at what one may do there") from None
+    except (NotImplementedError, TypeError) as error:
+        raise RemoteError(f"{shown}: its library cannot do what is asked of it ({error})") from None
     except ValueError as error:
         raise RemoteError(f"{shown}: {error}") from None
     except Exception as error:  # noqa: BLE001 - the libraries behind fsspec raise errors of their own

@@ -36,7 +36,8 @@ class SampleDecoder:
         hole_ratios: of the masks that families draw and of those of the pool; None: as they come.
 
     Raises:
-        UserError: a family, or the pool, has no masks of such a range at the set's size.
+        UserError: a family, or the pool, has no masks of such a range at the set's size; a mask of the pool cannot be
+            read.
     """
 
     def __init__(
@@ -207,17 +208,17 @@ class SampleDecoder:
         ratios = self.hole_ratios
         return ratios.choose(mix(self.seed, draw.epoch, draw.index, _HOLE_RATIO)) if ratios else None
 
-    def _hole_ratio(self, owner: int, which: int) -> float:
-        """The share of the picture that the hole of a stored mask takes.
+    def _hole_ratio(self, owner: int, which: int) -> float | None:
+        """The share of the picture that the hole of a stored mask takes; None where it teaches nothing.
 
         Raises:
-            UserError: the mask cannot be read, or teaches nothing.
+            UserError: the mask cannot be read.
         """
         size = self.index.size
         bits = np.empty((size, -(-size // 8)), np.uint8)
         self._stored_mask(owner, which, bits)
-        self._refuse_constant(bits[None])
-        return float(np.unpackbits(bits).sum(dtype=np.int64)) / size**2
+        ratio = float(np.unpackbits(bits).sum(dtype=np.int64)) / size**2
+        return ratio if 0 < ratio < 1 or (ratio == 1 and self._full_masks) else None
 
     def _source(self, draw: Draw) -> str:
         """Where a draw's mask comes from."""

@@ -26,7 +26,7 @@ from inpaint_dist.data.sharding_workers import Job, run_jobs
 from inpaint_dist.data.shards import FORMAT, INDEX_NAME, SPLITS, ShardError, ShardIndex, shard_name
 from inpaint_dist.data.upload import Upload
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.host import alone_in, usable_cores, written_whole
+from inpaint_dist.host import PART, alone_in, usable_cores, written_whole
 
 __all__ = ["PartReport", "ShardingConfig", "ShardingReport", "make_shards"]
 
@@ -52,13 +52,16 @@ def make_shards(config: ShardingConfig) -> ShardingReport | PartReport:
     _check_holes(config, plan)
     taken = UserError(f"--out {config.out}: another make_shards is writing there")
     upload = Upload(config.upload) if config.upload is not None else None
+    if upload is not None and upload.folder is not None and upload.folder.resolve() == config.out.resolve():
+        raise UsageError("--upload and --out: are one folder; leave --upload out")
     state = Unfinished(config.out.absolute(), plan.settings, MADE_WITH, upload)
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         with alone_in(config.out, taken, shared=config.share is not None):
+            state.refuse_another_place()
             if _is_finished(config.out, plan.settings, upload):
                 state.clear()  # a run that was killed after its index may have left some
-                return _old_report(config.out, time.monotonic() - start)
+                return _old_report(config.out, time.monotonic() - start, upload)
             jobs = Jobs(state, plan, config.samples_per_shard)
             with alone_in(state.open(config.share), taken):
                 if config.share is not None:
@@ -225,6 +228,7 @@ def _finish(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs, s
     lines = (record.line for record in state.records(jobs.names) if record.line)
     write_index_lines(config.out, head, lines)
     if state.upload is not None:
+        _refuse_lost(state, state.upload, jobs)
         for name in (REJECTED_NAME, INDEX_NAME):
             state.upload.put(config.out / name)
         plan.notes.append(
@@ -245,11 +249,33 @@ def _finish(config: ShardingConfig, plan: Plan, state: Unfinished, jobs: Jobs, s
     )
 
 
+def _refuse_lost(state: Unfinished, upload: Upload, jobs: Jobs) -> None:
+    """Look whether all shards are where they were put, before an index says so; and remove what was left half-written.
+
+    Raises:
+        UserError: naming those that are not.
+    """
+    there = upload.sizes()
+    lost = [
+        record.name for record in state.records(jobs.names) if record.samples and there.get(record.name) != record.bytes
+    ]
+    if lost:
+        some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
+        raise UserError(
+            f"--upload {upload.shown}: {len(lost)} of {len(jobs)} shards are not there although they were put there "
+            f"({some}): it must be one place for all workers, and nobody else may write to it; the same command makes "
+            "them again"
+        )
+    for name in there:
+        if name.endswith(PART):
+            upload.remove(name)
+
+
 def _json_line(**fields: str) -> str:
     return compact_json(fields) + "\n"
 
 
-def _old_report(folder: Path, seconds: float) -> ShardingReport:
+def _old_report(folder: Path, seconds: float, upload: Upload | None) -> ShardingReport:
     indexes = [ShardIndex.load(folder, split) for split in SPLITS]
     shards = [shard for index in indexes for shard in index.shards]
     rejected = (folder / REJECTED_NAME).read_text("utf-8").count('{"photo"') if (folder / REJECTED_NAME).exists() else 0
@@ -266,7 +292,7 @@ def _old_report(folder: Path, seconds: float) -> ShardingReport:
         notes=(
             "shards of photos and masks of these names and sizes were there already: nothing was done; a file that was "
             "changed and kept both is not noticed: remove the folder, or name another --out",
-            "tools/check_shards.py reads the shards back",
+            f"tools/check_shards.py {f'{upload.shown} --allow-remote ' if upload else ''}reads the shards back",
         ),
     )
 

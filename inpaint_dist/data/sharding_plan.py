@@ -107,9 +107,7 @@ class ShardingConfig:
         if sum((self.part is not None, self.merge, self.executor == "dask")) > 1:
             raise UsageError("--part, --merge and --executor dask: give one of them")
         if self.upload is not None and not is_remote(self.upload):
-            raise UsageError(
-                f"--upload {self.upload}: give a URL, as s3://BUCKET/mine; --out names a folder of this machine"
-            )
+            raise UsageError("--upload: give a URL, as s3://BUCKET/mine; --out names a folder of this machine")
         if self.upload is not None and not self.allow_remote:
             raise UsageError(f"--upload {redacted(self.upload)}: add --allow-remote to write there")
         if (self.executor == "dask") != (self.scheduler is not None):

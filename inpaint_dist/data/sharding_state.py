@@ -23,6 +23,8 @@ from inpaint_dist.host import PART, parse_json, usable_cores, written_whole
 
 _PART_FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
 _SETTINGS = "settings.json"
+UPLOADED = "uploaded-to.txt"
+"""In a folder whose shards were put elsewhere: where."""
 _BEFORE = {"fit": "crop"}  # how folders were made before there was a choice
 
 
@@ -106,19 +108,14 @@ class Unfinished:
             refuse_others(self.out, parse_json(path.read_text("utf-8")), self.settings)
         if not begun and has_tars and not (self.out / INDEX_NAME).exists():
             raise UserError(f"--out {self.out} has tars without an {INDEX_NAME}: name another folder, or remove them")
-        if self.upload is not None:
-            if not begun and has_tars:
-                raise UserError(
-                    f"--out {self.out} holds shards, which --upload would make anew: copy them as they are, or name "
-                    "another --out"
-                )
-            self._open_upload(self.upload, known=bool(begun) or (self.out / INDEX_NAME).exists())
         counts = {other.parts for other in self.parts()}
         if part is not None and counts - {part.parts}:
             raise UserError(
                 f"--part {part}: {self.out} was begun in {max(counts)} parts; give --part I/{max(counts)}, or run the "
                 "command without --part, which makes whatever is missing"
             )
+        if self.upload is not None:
+            self._open_upload(self.upload)
         own = self.folder if part is None else self.folder / f"part-{part.number}-of-{part.parts}"
         own.mkdir(parents=True, exist_ok=True)
         with written_whole(own / _SETTINGS, apart=True) as written:
@@ -126,13 +123,41 @@ class Unfinished:
         (self.out / INDEX_NAME).unlink(missing_ok=True)  # it may list shards that have gone
         return own
 
-    def _open_upload(self, upload: Upload, *, known: bool) -> None:
-        there = upload.sizes()
-        if not known and any(name == INDEX_NAME or SHARD_NAME.fullmatch(name) for name in there):
+    def refuse_another_place(self) -> None:
+        """Look whether the folder's shards are where they are to be put now.
+
+        Raises:
+            UserError: they are here and are to be elsewhere, or the other way round.
+        """
+        try:
+            there = (self.out / UPLOADED).read_text("utf-8").strip()
+        except FileNotFoundError:
+            there = ""
+        if there and self.upload is None:
+            raise UserError(f"--out {self.out}: its shards were put into {there}; add --upload with that URL")
+        if self.upload is None or there == self.upload.shown:
+            return
+        if there:
             raise UserError(
-                f"--upload {upload.shown} holds shards that --out {self.out} knows nothing of: name another folder, or "
-                "remove them"
+                f"--upload {self.upload.shown}: what --out {self.out} stands for was put into {there}; name "
+                "another --out"
             )
+        if (self.out / INDEX_NAME).exists() or self.folder.exists():
+            raise UserError(
+                f"--out {self.out} holds shards, which --upload would make anew: copy them as they are, or name "
+                "another --out"
+            )
+
+    def _open_upload(self, upload: Upload) -> None:
+        there = upload.sizes()  # looked at before what is known here, which other parts may be writing
+        if not (self.out / UPLOADED).exists():
+            if any(name == INDEX_NAME or SHARD_NAME.fullmatch(name) for name in there):
+                raise UserError(
+                    f"--upload {upload.shown} holds shards that --out {self.out} knows nothing of: name another "
+                    "folder, or remove them"
+                )
+            with written_whole(self.out / UPLOADED, apart=True) as part:
+                part.write_text(f"{upload.shown}\n", "utf-8")
         if INDEX_NAME in there:
             upload.remove(INDEX_NAME)
 

@@ -1,9 +1,11 @@
 """The processes that make shards: each writes whole tars of its own and their records, and sends back no pixel."""
 
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +21,9 @@ from inpaint_dist.data.sharding_state import ShardRecord
 from inpaint_dist.data.source_table import Source
 from inpaint_dist.data.upload import Upload
 from inpaint_dist.errors import UserError
+
+GRACE = 20.0
+"""Seconds that a worker has for the photo and the upload that it is at, once nobody wants its shard any more."""
 
 _POLL_SECONDS = 0.2
 _AHEAD = 2  # shards that wait for a process: a list of their photos is made only then
@@ -91,7 +96,7 @@ def make_shard(job: Job, maker: SampleMaker, on_photo: Callable[[], None]) -> Sh
         record.write(job.record)
     if job.upload is not None and record.samples:
         job.upload.put(job.path)
-        job.path.unlink()
+        job.path.unlink(missing_ok=True)
     return record
 
 
@@ -151,23 +156,35 @@ def _run_in_processes(
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may deadlock
     counter, stop = context.Value("Q", 0), context.Event()
     arguments = (settings, masks, counter, stop)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
-        try:
-            left = iter(jobs)
-            waiting = {pool.submit(_make_in_worker, job) for job in islice(left, workers + _AHEAD)}
-            while waiting:
-                done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                waiting |= {pool.submit(_make_in_worker, job) for job in islice(left, len(done))}
-                on_photos(counter.value)
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process died (out of memory?); the same command goes on, perhaps with fewer --workers"
-            ) from None
-        finally:  # an error, Ctrl-C, or the caller stopped asking: the others end at their next photo
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    others = {*multiprocessing.active_children()}
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+    try:
+        left = iter(jobs)
+        waiting = {pool.submit(_make_in_worker, job) for job in islice(left, workers + _AHEAD)}
+        while waiting:
+            done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            waiting |= {pool.submit(_make_in_worker, job) for job in islice(left, len(done))}
+            on_photos(counter.value)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died (out of memory?); the same command goes on, perhaps with fewer --workers"
+        ) from None
+    finally:  # an error, Ctrl-C, or the caller stopped asking: the others end at their next photo
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        _end({*multiprocessing.active_children()} - others)
+
+
+def _end(workers: set[multiprocessing.process.BaseProcess]) -> None:
+    """Wait for processes to end; one that an upload holds up is stopped, which leaves no file half-written."""
+    deadline = time.monotonic() + GRACE
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    for worker in workers:
+        worker.kill()
+        worker.join()
 
 
 _worker: tuple[SampleMaker, Callable[[], None]] | None = None  # set once in each worker process

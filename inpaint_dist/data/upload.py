@@ -8,7 +8,10 @@ from zlib import crc32
 
 from inpaint_dist.data.remote import PATIENCE, Patience, RemoteError, redacted, remote_errors, shown_folder, tried
 from inpaint_dist.errors import UserError
-from inpaint_dist.host import written_whole
+from inpaint_dist.host import PART, written_whole
+
+_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
+"""Kinds of URL where a file appears when it is whole, and to rename one is to write it twice."""
 
 
 class Upload:
@@ -27,6 +30,8 @@ class Upload:
     def __init__(self, url: str) -> None:
         if urlsplit(url).scheme.lower() in ("http", "https"):
             raise UserError(f"--upload {redacted(url)}: web servers take no files; give s3://, gs:// or another store")
+        if urlsplit(url).query or urlsplit(url).fragment:
+            raise UserError(f"--upload {redacted(url)}: a folder's URL has no ? and no #")
         self.url, self.shown = url, shown_folder(url)
 
     def sizes(self) -> dict[str, int]:
@@ -40,7 +45,8 @@ class Upload:
             with remote_errors(self.url, self.shown):
                 system, folder = self._open()
                 try:
-                    found = system.ls(folder, detail=True, refresh=True)
+                    system.invalidate_cache(folder)
+                    found = system.ls(folder, detail=True)
                 except FileNotFoundError:
                     return {}
                 return {str(one["name"]).rsplit("/", 1)[-1]: one["size"] for one in found if one["type"] == "file"}
@@ -54,17 +60,22 @@ class Upload:
             RemoteError: it cannot be written.
         """
         shown, size = f"{self.shown}/{path.name}", path.stat().st_size
+        in_store = urlsplit(self.url).scheme.lower() in _STORES
 
         def once() -> None:
             with remote_errors(self.url, shown):
                 system, folder = self._open()
                 place = f"{folder}/{path.name}"
-                if _is_local(system):  # which would show it half-written
-                    Path(folder).mkdir(parents=True, exist_ok=True)
-                    with written_whole(Path(place), apart=True) as part:
+                if (here := self.folder) is not None:
+                    here.mkdir(parents=True, exist_ok=True)
+                    with written_whole(here / path.name, apart=True) as part:
                         shutil.copyfile(path, part)
-                else:
+                elif in_store:
                     system.put_file(str(path), place)
+                else:
+                    system.makedirs(folder, exist_ok=True)
+                    system.put_file(str(path), f"{place}{PART}")
+                    system.mv(f"{place}{PART}", place)
                 came = system.info(place)["size"]
             if came != size:
                 raise RemoteError(f"{shown}: {came} of {size} bytes came", passing=True)
@@ -77,19 +88,29 @@ class Upload:
         Raises:
             RemoteError: it cannot be removed.
         """
-        with remote_errors(self.url, f"{self.shown}/{name}"):
+        shown = f"{self.shown}/{name}"
+
+        def once() -> None:
+            with remote_errors(self.url, shown):
+                system, folder = self._open()
+                try:
+                    system.rm_file(f"{folder}/{name}")
+                except FileNotFoundError:
+                    return
+
+        tried(once, self.patience, crc32(shown.encode()))
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, where it is one of this machine."""
+        from fsspec.implementations.local import LocalFileSystem
+
+        with remote_errors(self.url, self.shown):
             system, folder = self._open()
-            if system.exists(f"{folder}/{name}"):
-                system.rm_file(f"{folder}/{name}")
+        return Path(folder) if isinstance(system, LocalFileSystem) else None
 
     def _open(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         system, folder = url_to_fs(self.url)
         return system, folder.rstrip("/")
-
-
-def _is_local(system: Any) -> bool:
-    from fsspec.implementations.local import LocalFileSystem
-
-    return isinstance(system, LocalFileSystem)

@@ -1,5 +1,6 @@
 """Stored masks that are chosen by their holes."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -71,20 +72,34 @@ def test_in_a_mixture_the_family_keeps_to_the_ranges_too(shards: Path):
 
 def test_a_range_of_which_there_are_no_masks_is_refused(shards: Path):
     with pytest.raises(
-        UserError, match=r"--hole-ratios 0\.99-0\.995: of 22 stored masks none .*they hide 0\.0\d+ to 0"
+        UserError,
+        match=r"--hole-ratios 0\.99-0\.995: of 22 stored masks that were looked at none .*they hide 0\.0\d+ to 0",
     ):
         a_loader(shards, "0.3-0.5", "0.99-0.995")
 
 
-def test_of_a_large_set_some_are_looked_at_spread_over_all_and_those_that_cannot_be_read_are_left_out():
+def test_a_mask_that_cannot_be_read_is_named_at_the_start_and_one_without_a_hole_is_left_out(
+    shards: Path, stored: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(shards, tmp_path / "set")
+    index = ShardIndex.load(tmp_path / "set", "train")
+    member, tar = index.member(5, "mask.png"), tmp_path / "set" / index.shards[1].name
+    data = bytearray(tar.read_bytes())
+    data[member.offset + 60] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{tar}: {index.keys[5]}\.mask\.png is damaged"):
+        a_loader(tmp_path / "set", *halves(stored))
+    monkeypatch.setattr(SampleDecoder, "_stored_mask", lambda _, owner, which, out: out.fill(0 if owner % 2 else 240))
+    assert {owner % 2 for owner, _ in a_loader(shards, "0-1").decoder._pool.masks} == {0}  # type: ignore[union-attr]
+
+
+def test_of_a_large_set_some_are_looked_at_spread_over_all():
     counts = np.array([1, 0, 3] * 40_000, np.int32)
     asked = Counter[tuple[int, int]]()
 
-    def share_of(sample: int, number: int) -> float:
+    def share_of(sample: int, number: int) -> float | None:
         asked[sample, number] += 1
-        if sample % 2:
-            raise UserError("damaged")
-        return (number + 1) / 4
+        return None if sample % 2 else (number + 1) / 4
 
     pool = MaskPool.measure(counts, 0, share_of)
     assert 0.9 * mask_pool.MEASURED < len(asked) <= mask_pool.MEASURED and set(asked.values()) == {1}
@@ -97,5 +112,5 @@ def test_of_a_large_set_some_are_looked_at_spread_over_all_and_those_that_cannot
     nothing = MaskPool.measure(counts[:3], 0, lambda sample, number: share_of(1, number))
     ratios = read_hole_ratios(["0-1"])
     assert ratios is not None
-    with pytest.raises(UserError, match="of 0 stored masks none"):
+    with pytest.raises(UserError, match="of 0 stored masks that"):
         nothing.check(ratios)

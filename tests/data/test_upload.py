@@ -1,6 +1,12 @@
 """make_shards --upload: shards are put on another machine one by one, each whole; a kill costs what was under way."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -13,6 +19,7 @@ from inpaint_dist.data.sharding import ShardingReport, make_shards
 from inpaint_dist.data.verification import verify
 from inpaint_dist.errors import UsageError, UserError
 
+KEPT = {"index.json", "rejected.jsonl", "uploaded-to.txt"}
 SOON = Patience(tries=3, timeout=2.0, first_wait=0.001, longest_wait=0.001)
 
 
@@ -60,7 +67,7 @@ def test_what_is_uploaded_is_what_one_machine_makes(photos_and_masks, whole, tmp
     report = make_shards(photos_and_masks.config(tmp_path / "out", **options))
     assert content(there) == whole
     assert verify(there) == []
-    assert {*content(tmp_path / "out")} == {"index.json", "rejected.jsonl"}
+    assert {*content(tmp_path / "out")} == KEPT
     assert any(f"train with --shards {url} --allow-remote" in note for note in report.notes)
     again = make_shards(photos_and_masks.config(tmp_path / "out", **options))
     assert any("there already: nothing was done" in note for note in again.notes)
@@ -98,7 +105,7 @@ def test_a_killed_upload_goes_on_with_what_is_missing(
     make_shards(config)
     assert objects(store) == whole
     assert puts == Counter(dict.fromkeys(whole, 1))
-    assert {*content(tmp_path / "out")} == {"index.json", "rejected.jsonl"}
+    assert {*content(tmp_path / "out")} == KEPT
 
 
 def test_a_put_that_breaks_off_is_made_again_and_one_that_never_works_is_an_error(
@@ -125,6 +132,49 @@ def test_a_put_that_breaks_off_is_made_again_and_one_that_never_works_is_an_erro
     make_shards(config)
     assert objects(store) == whole
     assert puts["train-000001.tar"] == 1
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from inpaint_dist import cli
+from inpaint_dist.data import sharding_workers, upload
+from inpaint_dist.data.sharding import ShardingConfig, make_shards
+
+def hang(self, path):
+    Path(sys.argv[1]).touch()
+    time.sleep(1000)
+
+upload.Upload.put = hang  # spawned workers run this file too
+sharding_workers.GRACE = 1.0
+
+def main(words):
+    make_shards(cli.parse(ShardingConfig, words, prog="", description="", positional=("photos",)))
+    return 0
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, sys.argv[2:]))
+"""
+
+
+def test_ctrl_c_ends_a_run_whose_uploads_hang(photos_and_masks, tmp_path: Path):
+    (tmp_path / "hanging.py").write_text(HANGING)
+    words = photos_and_masks.words(tmp_path / "out", "--upload", f"file://{tmp_path}/there", "--allow-remote")
+    words[words.index("--workers") + 1] = "2"
+    command = [sys.executable, str(tmp_path / "hanging.py"), str(tmp_path / "hangs"), *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        try:
+            while not (tmp_path / "hangs").exists():
+                assert run.poll() is None
+                time.sleep(0.05)
+            os.killpg(run.pid, signal.SIGINT)
+            said = run.communicate(timeout=30)[1]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 1
+    assert "stopped; the same command goes on from the shards that are done" in said
+    assert "Traceback" not in said
 
 
 def test_parts_and_a_merge_upload_the_same(photos_and_masks, whole, store, puts, tmp_path: Path):
@@ -157,9 +207,74 @@ def test_shards_of_others_are_not_written_over(photos_and_masks, store, puts, tm
     with pytest.raises(UserError, match=r"local holds shards, which --upload would make anew: copy them"):
         make_shards(photos_and_masks.config(tmp_path / "local", upload=f"{store}2", allow_remote=True))
     assert objects(store) == before and not objects(f"{store}2")
-    # What was copied there by other means is known by its sizes, and the tars that it was copied from stay.
-    make_shards(photos_and_masks.config(tmp_path / "local", upload=store, allow_remote=True))
-    assert len([*(tmp_path / "local").glob("*.tar")]) == 8
+
+
+def test_an_out_folder_stands_for_one_place(photos_and_masks, store, puts, tmp_path: Path):
+    """Another URL, or none, must not make anew what is there, nor write over what lies elsewhere."""
+    there = {"upload": store, "allow_remote": True}
+    make_shards(photos_and_masks.config(tmp_path / "second", **{**there, "upload": f"{store}2"}, quality=90))
+    before = objects(f"{store}2")
+    make_shards(photos_and_masks.config(tmp_path / "out", part="1/2", **there))
+    for options in ({"part": "2/2"}, {"merge": True}, {}):
+        with pytest.raises(UserError, match=rf"out: its shards were put into {store}; add --upload with that URL"):
+            make_shards(photos_and_masks.config(tmp_path / "out", **options))
+        with pytest.raises(UserError, match=rf"out stands for was put into {store}; name another --out"):
+            make_shards(photos_and_masks.config(tmp_path / "out", **options, **{**there, "upload": f"{store}2"}))
+    make_shards(photos_and_masks.config(tmp_path / "out", **there))
+    with pytest.raises(UserError, match="its shards were put into"):
+        make_shards(photos_and_masks.config(tmp_path / "out"))
+    assert objects(f"{store}2") == before
+    # What a local run has made stays, whole or not.
+    make_shards(photos_and_masks.config(tmp_path / "local", part="1/2"))
+    with pytest.raises(UserError, match="local holds shards, which --upload would make anew"):
+        make_shards(photos_and_masks.config(tmp_path / "local", **{**there, "upload": f"{store}3"}))
+    assert len([*(tmp_path / "local").glob("*.tar")]) == 4
+    with pytest.raises(UsageError, match="--upload and --out: are one folder"):
+        make_shards(photos_and_masks.config(tmp_path / "same", upload=f"file://{tmp_path}/same", allow_remote=True))
+
+
+def test_no_index_says_that_shards_are_there_which_are_not(
+    photos_and_masks, whole, store, puts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, real = photos_and_masks.config(tmp_path / "out", upload=store, allow_remote=True), uploads.Upload.put
+
+    def losing(self: uploads.Upload, path: Path) -> None:
+        real(self, path)
+        if path.name == "val-000000.tar":
+            fsspec.filesystem("memory").rm_file(f"/{tmp_path.name}/set/train-000003.tar")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads.Upload, "put", losing)
+        with pytest.raises(UserError, match=r"1 of 8 shards are not there .*\(train-000003.tar\).* makes them again"):
+            make_shards(config)
+    assert not {"index.json", "rejected.jsonl"} & {*objects(store)}
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/set/train-000001.tar.0123456789ab.part", b"left by a kill")
+    make_shards(config)
+    assert objects(store) == whole
+    assert {name for name, count in puts.items() if count > 1} == {"train-000003.tar"}
+
+
+def test_the_index_is_removed_before_any_shard_is_made_anew(
+    photos_and_masks, store, puts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, real = photos_and_masks.config(tmp_path / "out", upload=store, allow_remote=True), MemoryFileSystem.rm_file
+    make_shards(config)
+    memory, failures = fsspec.filesystem("memory"), [ConnectionError("the store is away")]
+    memory.rm_file(f"/{tmp_path.name}/set/train-000003.tar")
+
+    def failing(self: MemoryFileSystem, path: str) -> None:
+        if failures:
+            raise failures.pop()
+        real(self, path)
+
+    def watching(self: uploads.Upload, path: Path) -> None:
+        raise KeyError(f"index there: {'index.json' in objects(store)}")
+
+    monkeypatch.setattr(MemoryFileSystem, "rm_file", failing)
+    monkeypatch.setattr(uploads.Upload, "put", watching)
+    with pytest.raises(KeyError, match="index there: False"):
+        make_shards(config)
+    assert failures == []
 
 
 @pytest.mark.parametrize(
@@ -170,8 +285,10 @@ def test_shards_of_others_are_not_written_over(photos_and_masks, store, puts, tm
             False,
             r"--upload s3://\*\*\*@bucket/set\?\*\*\*: add --allow-remote",
         ),
-        ("there/set", True, r"--upload there/set: give a URL, as s3://BUCKET/mine"),
+        ("there/set", True, "--upload: give a URL, as s3://BUCKET/mine"),
         ("https://me:secret@host/set", True, r"--upload https://\*\*\*@host/set: web servers take no files"),
+        ("memory://host/set?token=secret", True, r"--upload memory://host/set\?\*\*\*: a folder's URL has no \?"),
+        (" s3://me:secret@bucket/set", True, "--upload: give a URL"),
         ("nowhere://host/set", True, r"nowhere://host/set: .*[Pp]rotocol"),
     ],
 )
