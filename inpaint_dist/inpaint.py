@@ -1,6 +1,6 @@
 """Filling holes: `python -m inpaint_dist.inpaint RUN --image FILE_OR_DIR --mask FILE_OR_DIR --out OUT`.
 
-In Python: `Inpainter.load("runs/unet")(image, mask)`.
+In Python: `Inpainter.load("runs/mine")(image, mask)`.
 """
 
 import glob

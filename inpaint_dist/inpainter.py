@@ -1,4 +1,4 @@
-"""A trained generator, ready for use: `Inpainter.load("runs/unet")(image, mask)`."""
+"""A trained generator, ready for use: `Inpainter.load("runs/mine")(image, mask)`."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ CONTEXT = 256
 class Inpainter:
     """A trained generator, ready to fill holes of photos of any size.
 
-    inpainter = Inpainter.load("runs/unet")
+    inpainter = Inpainter.load("runs/mine")
     filled = inpainter(image, mask)
     """
 

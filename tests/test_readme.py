@@ -61,10 +61,10 @@ def test_ones_own_photos_in_three_commands_and_a_hole_filled(tmp_path: Path):
 
 def test_the_main_command_trains_on_the_embedded_sample(tmp_path: Path):
     line = BLOCKS["main"].split("&&")[-1].replace(".venv/bin/", "").strip()
-    assert line == "accelerate launch -m inpaint_dist.train unet"
+    assert line == "accelerate launch -m inpaint_dist.train mend-light"
     said = run(f"{line} --max-steps 1", tmp_path)
     assert "84 photos of 256x256" in said
-    assert (tmp_path / "runs/unet/generator.safetensors").exists()
+    assert (tmp_path / "runs/mend-light/generator.safetensors").exists()
 
 
 @pytest.mark.parametrize("line", TRAINING)

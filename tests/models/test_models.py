@@ -112,7 +112,12 @@ def test_the_seed_is_made_of_the_layers_it_was_given_with():
 
 @pytest.mark.parametrize(
     ("name", "generator", "discriminator"),
-    [("seed", 13_904_195, 692_449), ("unet", 4_182_943, 692_449), ("mend", 961_012, 692_449)],
+    [
+        ("seed", 13_904_195, 692_449),
+        ("unet", 4_182_943, 692_449),
+        ("mend", 961_012, 692_449),
+        ("mend-light", 961_012, 692_449),
+    ],
 )
 def test_parameter_counts_are_those_of_the_documentation(name: str, generator: int, discriminator: int):
     built = (RECIPES[name].generator.build(), RECIPES[name].discriminator.build())
