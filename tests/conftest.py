@@ -1,5 +1,6 @@
 """What several tests stand on: small shards, and training run in this process."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,13 @@ TINY_OF = {
 def one_thread() -> None:
     """Bit-for-bit promises hold at equal threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell's background job ignores Ctrl-C, and so would all processes that the tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_photos(folder: Path, count: int, size: int = SIZE) -> Path:
