@@ -129,6 +129,8 @@ class Unfinished:
         Raises:
             UserError: they are here and are to be elsewhere, or the other way round.
         """
+        # Looked at before the place, which another part, beginning now, writes before them.
+        holds = (self.out / INDEX_NAME).exists() or self.folder.exists()
         try:
             there = (self.out / UPLOADED).read_text("utf-8").strip()
         except FileNotFoundError:
@@ -142,7 +144,7 @@ class Unfinished:
                 f"--upload {self.upload.shown}: what --out {self.out} stands for was put into {there}; name "
                 "another --out"
             )
-        if (self.out / INDEX_NAME).exists() or self.folder.exists():
+        if holds:
             raise UserError(
                 f"--out {self.out} holds shards, which --upload would make anew: copy them as they are, or name "
                 "another --out"
