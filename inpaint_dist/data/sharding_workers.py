@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,7 +161,8 @@ def _run_in_processes(
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
     try:
         left = iter(jobs)
-        waiting = {pool.submit(_make_in_worker, job) for job in islice(left, workers + _AHEAD)}
+        with _deaf_to_ctrl_c():  # as are the processes that start here, from their first instruction on
+            waiting = {pool.submit(_make_in_worker, job) for job in islice(left, workers + _AHEAD)}
         while waiting:
             done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             waiting |= {pool.submit(_make_in_worker, job) for job in islice(left, len(done))}
@@ -175,6 +177,18 @@ def _run_in_processes(
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
         _end({*multiprocessing.active_children()} - others)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end(workers: set[multiprocessing.process.BaseProcess]) -> None:
@@ -192,7 +206,7 @@ _worker: tuple[SampleMaker, Callable[[], None]] | None = None  # set once in eac
 
 def _start_worker(settings: SampleSettings, masks: Sequence[Source], counter: Any, stop: Any) -> None:
     global _worker  # how a process pool keeps state between jobs
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle, where masks are not inherited too
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
 
