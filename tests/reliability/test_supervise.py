@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -200,9 +201,13 @@ def test_the_command_begins_with_the_first_word_that_is_no_flag():
 
 def killed_again_and_again(
     command: Sequence[str], ranks: Callable[[int], list[int]], run: Path, kills: int, total: int
-) -> int:
-    """Supervise a run and kill one of its ranks after so many further steps, again and again; the exit code."""
-    chance = random.Random(0)
+) -> tuple[int, float]:
+    """Supervise a run and kill one of its ranks after so many further steps, again and again.
+
+    Returns:
+        The exit code, and the median of the seconds from a kill to the start of the next launcher.
+    """
+    chance, waits = random.Random(0), list[float]()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     words = [sys.executable, "-m", "inpaint_dist.supervise", "--first-wait", "0.01", *command]
     with (run.parent / "said").open("w") as said:
@@ -213,10 +218,13 @@ def killed_again_and_again(
             until(lambda target=target: process.poll() is not None or newest_step(run) >= target)
             assert process.poll() is None
             time.sleep(chance.random() * 0.1)
-            before = ranks(process.pid)
+            before, launcher = ranks(process.pid), children(process.pid)
+            killed = time.monotonic()
             os.kill(chance.choice(before), signal.SIGKILL)
+            until(lambda launcher=launcher: {*children(process.pid)} - {*launcher})
+            waits.append(time.monotonic() - killed)
             until(lambda before=before: (now := ranks(process.pid)) and not {*now} & {*before})
-        return process.wait(LIMIT)
+        return process.wait(LIMIT), statistics.median(waits)
     finally:
         process.kill()
         process.wait()
@@ -238,7 +246,7 @@ def sha256(run: Path) -> str:
 
 
 def test_two_ranks_that_are_killed_again_and_again_end_in_the_bits_of_the_unbroken_run(
-    warm: Any, shards: Path, tiny: tuple[str, ...], tmp_path: Path
+    warm: Any, shards: Path, tiny: tuple[str, ...], tmp_path: Path, record_property: Callable[[str, object], None]
 ):
     flags = ["--max-steps", "80", "--checkpoint-every", "5", "--eval-every", "40", "--sample-every", "1000"]
     unbroken = warm.start(tmp_path / "unbroken", *flags, world=2)
@@ -252,7 +260,9 @@ def test_two_ranks_that_are_killed_again_and_again_end_in_the_bits_of_the_unbrok
     def ranks(_: int) -> list[int]:
         return [int(word) for word in (out / "ranks").read_text().split()]
 
-    assert killed_again_and_again(command, ranks, run, kills=3, total=80) == 0
+    code, wait = killed_again_and_again(command, ranks, run, kills=3, total=80)
+    record_property("median seconds from kill -9 to the next start, of 3", round(wait, 2))
+    assert code == 0
     said = (out / "said").read_text()
     assert said.count("supervise: exit code 1 in step") == 3
     assert sha256(run) == sha256(unbroken.run)
@@ -261,7 +271,7 @@ def test_two_ranks_that_are_killed_again_and_again_end_in_the_bits_of_the_unbrok
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_run_by_accelerate_that_is_killed_twenty_times_ends_in_the_bits_of_the_unbroken_run(
-    warm: Any, shards: Path, tiny: tuple[str, ...], tmp_path: Path
+    warm: Any, shards: Path, tiny: tuple[str, ...], tmp_path: Path, record_property: Callable[[str, object], None]
 ):
     flags = ["--max-steps", "1000", "--checkpoint-every", "5", "--eval-every", "200", "--sample-every", "1000"]
     unbroken = warm.start(tmp_path / "unbroken", *flags, world=2)
@@ -282,5 +292,7 @@ def test_a_run_by_accelerate_that_is_killed_twenty_times_ends_in_the_bits_of_the
             return [rank for rank in found if b"\0LOCAL_RANK=" in Path(f"/proc/{rank}/environ").read_bytes()]
         return []
 
-    assert killed_again_and_again(command, ranks, run, kills=20, total=1000) == 0
+    code, wait = killed_again_and_again(command, ranks, run, kills=20, total=1000)
+    record_property("median seconds from kill -9 to the next start, of 20", round(wait, 2))
+    assert code == 0
     assert sha256(run) == sha256(unbroken.run)
