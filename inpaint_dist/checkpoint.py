@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         _sweep(root)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            _give_names_back(root)
         raise UserError(
             f"{final}: the checkpoint could not be written ({error}); free space or mend the disk"
         ) from error
@@ -129,10 +132,14 @@ def verify(folder: Path) -> dict[str, Any]:
         path = folder / name
         if not _FILE.fullmatch(name):
             raise UserError(f"{folder / MANIFEST}: {name!r} is not the name of a checkpoint's file")
-        if not path.is_file():
-            raise UserError(f"{path}: missing from the checkpoint")
-        refuse_what_is_no_file(path, LARGEST_JSON if name == STATE else None)
-        if _describe(path) != expected:
+        try:
+            if not path.is_file():
+                raise UserError(f"{path}: missing from the checkpoint")
+            refuse_what_is_no_file(path, LARGEST_JSON if name == STATE else None)
+            is_as_written = _describe(path) == expected
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        if not is_as_written:
             raise UserError(f"{path}: differs from the checkpoint's manifest (damaged on disk?)")
     return manifest
 
@@ -144,9 +151,7 @@ def newest(root: Path, before: int | None = None) -> tuple[Path | None, list[str
 
     One that a kill caught while another of its step was about to take its name gets the name back.
     """
-    for replaced in root.glob(f"{_REPLACED}*"):
-        if not (final := root / replaced.name.removeprefix(_REPLACED)).exists():
-            replaced.rename(final)
+    _give_names_back(root)
     passed_over: list[str] = []
     for folder in reversed(list_checkpoints(root)):
         if before is not None and step_of(folder) >= before:
@@ -188,6 +193,13 @@ def folder_name(step: int) -> str:
 def step_of(folder: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(folder.name.removeprefix("step-"))
+
+
+def _give_names_back(root: Path) -> None:
+    """To checkpoints that were about to be replaced, where nothing came in their place."""
+    for replaced in root.glob(f"{_REPLACED}*"):
+        if not (final := root / replaced.name.removeprefix(_REPLACED)).exists():
+            replaced.rename(final)
 
 
 def _sweep(root: Path) -> None:

@@ -72,7 +72,8 @@ class Faults:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go back to a saved state."""
-        self.skipped, self.in_a_row = int(state.get("skipped", 0)), int(state.get("in_a_row", 0))
+        self.skipped = int(state.get("skipped", 0))
+        self.in_a_row = min(int(state.get("in_a_row", 0)), self._limit)  # saved under a higher limit it would be stuck
         """Steps skipped since the run began, and up to the last step: as of the last reading."""
         self.stuck_at: int | None = None
         """The step with which more were skipped in a row than may be."""

@@ -256,9 +256,8 @@ class Run:
             self.meter.skip()
             return
         self.tracker.report(step, {f"val/{name}": value for name, value in self.scores.items()})
-        if self._is_best():
+        if self._is_best() and self._write(partial(self._export_best, step), last=step == self.total):
             self.best = {"step": step, **self.scores}
-            self._write(partial(self._export_best, step), last=step == self.total)
         self.meter.skip()
 
     def save(self, step: int, *, ending: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The run folder: whether a run may start, go on or is done; what it keeps. Written by rank 0 alone."""
 
 import difflib
+import errno
 import json
 import shlex
 import shutil
@@ -30,6 +31,9 @@ OURS = (
     *("command.txt", "env.json", LOG, "history.jsonl", "plots", "samples", "wandb"),
 )
 """What a run writes into its folder."""
+
+_MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)
+"""What is no mistake of the command: a supervisor tries it again."""
 
 Result = TypeVar("Result")
 
@@ -75,16 +79,18 @@ def prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, la
 def _by_main(action: Callable[[], Result], launch: Launch) -> Result:
     """Let rank 0 act and all ranks have its result, or its refusal."""
     outcome: tuple[Result | None, str | None] = (None, None)
+    passes = False
     if launch.is_main:
         try:
             outcome = (action(), None)
         except UserError as error:
             outcome = (None, str(error))
         except OSError as error:
-            outcome = (None, f"--output-dir {error.filename}: {error.strerror}")
-    result, refusal = launch.share(outcome)  # pyright: ignore[reportGeneralTypeIssues]
+            outcome = (None, f"--output-dir{f' {error.filename}' if error.filename else ''}: {error.strerror}")
+            passes = error.errno in _MAY_PASS
+    (result, refusal), passes = launch.share((outcome, passes))  # pyright: ignore[reportGeneralTypeIssues]
     if refusal is not None:
-        raise UsageError(refusal)
+        raise UserError(refusal) if passes else UsageError(refusal)
     return result
 
 
@@ -185,7 +191,7 @@ def _prepare(config: TrainConfig, shaping: Mapping[str, object], start: Start, l
         _clear(folder)
     describe_run(config, shaping, launch)
     words = [redacted(word) for word in sys.argv[1:]]
-    with (folder / "command.txt").open("a") as file:
+    with (folder / "command.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{shlex.join(['accelerate', 'launch', '-m', 'inpaint_dist.train', *words])}\n")
 
 
@@ -196,13 +202,16 @@ def describe_run(config: TrainConfig, shaping: Mapping[str, object], launch: Lau
         OSError: it cannot be written.
     """
     config.run_folder.mkdir(parents=True, exist_ok=True)
+    _write(config.run_folder / CONFIG, {"config": to_json(config), "shaping": shaping})  # first: it makes it a run's
     _write(config.run_folder / "env.json", environment(launch))
-    _write(config.run_folder / CONFIG, {"config": to_json(config), "shaping": shaping})
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run writes, and nothing that somebody else put there."""
-    for path in (folder / name for name in OURS):
+    """Remove what a run writes, and nothing that somebody else put there.
+
+    Its config.json stays until the next one takes its place: a folder that a kill left half-cleared is still a run's.
+    """
+    for path in (folder / name for name in OURS if name != CONFIG):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

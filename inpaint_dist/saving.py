@@ -17,7 +17,7 @@ from torch import Tensor
 from inpaint_dist import checkpoint
 from inpaint_dist.config import TrainConfig
 from inpaint_dist.errors import UserError
-from inpaint_dist.run_folder import CHECKPOINTS
+from inpaint_dist.run_folder import CHECKPOINTS, newest_in_health
 from inpaint_dist.weights import CARD, GENERATOR, export_generator, write_card
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -75,12 +75,16 @@ class Snapshot:
     def write_checkpoint(self, config: TrainConfig) -> None:
         """Write the checkpoint, and remove those that are one too many.
 
+        Between skipped steps the newest one from before them stays as well: the run may have to go back to it.
+
         Raises:
             UserError: the disk is full or cannot be written; the checkpoints before stay.
         """
         root, best = config.run_folder / CHECKPOINTS, self.state["best"]
         checkpoint.save(root, self.step, self.tensors, self.state)
         protected = [checkpoint.folder_name(int(best["step"]))] if best else []
+        if self.state["trainer"].get("in_a_row", 0) and (healthy := newest_in_health(root)[0]):
+            protected.append(healthy.name)
         checkpoint.prune(root, self.step, config.keep_checkpoints, protected)
 
 

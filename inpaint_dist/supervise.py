@@ -154,6 +154,8 @@ class Supervisor:
         patience = Patience(self.config)
         while True:
             ending = self._start()
+            if ending.step:  # it has replaced what there was: the next start goes on from it
+                self.command = [word for word in self.command if word != "--overwrite"]
             if ending.kind in ("done", "usage"):
                 return 0 if ending.kind == "done" else EXIT_USAGE
             if self._asked.is_set():

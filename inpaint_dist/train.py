@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong flags, 75 stopped by SIGTERM, SIGINT or SIGUSR1 (the same command goes on).
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from inpaint_dist.pulse import PULSE
 from inpaint_dist.stopping import listening
@@ -248,6 +248,7 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     code = cli.run(main)
     if code == EXIT_PREEMPTED:  # whoever asked for it does not wait until the interpreter is taken down
-        sys.stdout.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)
     raise SystemExit(code)

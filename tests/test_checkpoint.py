@@ -160,3 +160,34 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path):
     checkpoint.save(tmp_path, 1, tensors(5), {"again": True})
     assert checkpoint.load(tmp_path / "step-0000001").state == {"again": True}
     assert os.listdir(tmp_path) == ["step-0000001"]  # noqa: PTH208
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(tmp_path: Path, monkeypatch):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"ema": {"weight": torch.ones(2)}}, {})
+    real = checkpoint._describe
+
+    def describe(path: Path) -> dict[str, object]:
+        if path.parent.name == "step-0000002" and path.suffix == ".safetensors":
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "_describe", describe)
+    path, notes = checkpoint.newest(tmp_path)
+    assert path == tmp_path / "step-0000001"
+    assert len(notes) == 1 and "ema.safetensors: cannot be read (Input/output error)" in notes[0]
+
+
+def test_a_checkpoint_that_was_to_be_replaced_has_its_name_back_where_that_fails(tmp_path: Path, monkeypatch):
+    checkpoint.save(tmp_path, 1, {"ema": {"weight": torch.ones(2)}}, {"try": 1})
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.startswith(checkpoint._TEMPORARY) and "replaced" not in self.name:
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError, match="could not be written"):
+        checkpoint.save(tmp_path, 1, {"ema": {"weight": torch.zeros(2)}}, {"try": 2})
+    assert checkpoint.load(tmp_path / "step-0000001").state == {"try": 1}

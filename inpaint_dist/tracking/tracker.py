@@ -215,16 +215,23 @@ class Tracker:
         self._next_plot = ended + (ended - started) / PLOT_SHARE
 
     def message(self, text: str) -> None:
-        """Print a line and keep it in log.txt, with the time there; a log that cannot be written is one warning."""
+        """Print a line and keep it in log.txt, with the time there; that either cannot be written is one warning."""
+        self._keep(text)
         try:
-            with (self.run_folder / LOG).open("a", encoding="utf-8") as file:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+        except OSError as error:  # whoever read it is gone, as `head` or the `tee` of a Ctrl-C is, or its disk is full
+            self._keep(f"warning: nothing is printed from here on, all is in {LOG}: {_brief(error)}")
+            _print_nowhere()
+
+    def _keep(self, text: str) -> None:
+        try:
+            with (self.run_folder / LOG).open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError as error:
             if not self._log_warned:
-                sys.stdout.write(f"warning: {self.run_folder / 'log.txt'} cannot be written: {_brief(error)}\n")
-            self._log_warned = True
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+                self._log_warned = True
+                self.message(f"warning: {self.run_folder / LOG} cannot be written: {_brief(error)}")
 
     def close(self, status: Status) -> None:
         """Draw the curves a last time and end the wandb run; a second call does nothing."""
@@ -234,6 +241,14 @@ class Tracker:
         self.plot(force=True)
         if self._wandb:
             self._wandb.finish(status)
+
+
+def _print_nowhere() -> None:
+    """Lead what is printed away, what the interpreter still holds and writes at its end included."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):  # a stream that is no file is nobody's pipe
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 class _Wandb:

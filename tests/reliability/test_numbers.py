@@ -451,3 +451,21 @@ def test_weights_that_are_not_finite_for_whatever_reason_are_never_saved(run_tra
     assert "warning: generator." in log and "is not finite: nothing of this step is saved; training goes on" in log
     assert f"back to {run / 'checkpoints/step-0000003'}" in log
     assert all(bool(torch.isfinite(tensor).all()) for tensor in saved(run, 9).values())
+
+
+def test_a_run_that_goes_on_with_a_lower_limit_of_skipped_steps_trains(run_train: Runner, monkeypatch):
+    spoil(monkeypatch, lambda _, call: call in (3, 4))
+    run_train("--max-steps", "4", *BACK, "--checkpoint-every", "4", "--max-skipped-steps", "3")
+    run = run_train("--max-steps", "6", *BACK, "--checkpoint-every", "2", "--max-skipped-steps", "1")
+    before, after = saved(run, 4), saved(run, 6)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_saves_between_skipped_steps_do_not_push_out_the_one_to_go_back_to(run_train: Runner, monkeypatch):
+    spoil(monkeypatch, lambda _, call: 4 < call < 9)
+    run = run_train(
+        *("--max-steps", "10", *BACK, "--checkpoint-every", "1", "--keep-checkpoints", "1"),
+        *("--max-skipped-steps", "3", "--eval-every", "100"),
+    )
+    assert f"back to {run / 'checkpoints/step-0000004'}" in (run / "log.txt").read_text()
+    assert (run / "checkpoints/step-0000010").is_dir()

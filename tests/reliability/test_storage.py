@@ -18,7 +18,7 @@ import torch
 from inpaint_dist import checkpoint, cli, train
 from inpaint_dist import weights as weights_module
 from inpaint_dist.batch import Batch
-from inpaint_dist.errors import UserError
+from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.saving import Writer
 from inpaint_dist.trainer import Trainer
 
@@ -208,3 +208,62 @@ def test_a_history_that_cannot_be_written_to_the_end_is_an_error_though_all_else
     assert said.err.startswith(f"error: {file}: cannot be written (") and said.err.count("\n") == 1
     assert said.out.count(f"warning: {file}: cannot be written (") == 1
     assert checkpoint.newest(file.parent / "checkpoints")[0] == file.parent / "checkpoints/step-0000004"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_stdout_that_cannot_be_written_ends_no_training(run_train: Runner, monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        run = run_train("--max-steps", "3", *EACH)
+        log = (run / "log.txt").read_text()
+    assert log.count("nothing is printed from here on") == 1 and "done: 3 steps" in log
+    assert (run / "checkpoints/step-0000003").is_dir()
+
+
+def test_a_folder_that_a_kill_left_half_cleared_can_be_replaced(run_train: Runner, monkeypatch):
+    run = run_train("--max-steps", "2", *SAME)
+    real = shutil.rmtree
+
+    def killed(path: Path, *given: Any, **named: Any) -> None:
+        real(path, *given, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_train("--max-steps", "2", *SAME, "--overwrite")
+    assert not (run / "checkpoints").exists()
+    run_train("--max-steps", "2", *SAME, "--overwrite")
+    assert (run / "checkpoints/step-0000002").is_dir()
+
+
+def test_best_weights_that_could_not_be_written_are_not_said_to_be_there(run_train: Runner, monkeypatch):
+    real = weights_module.export_generator
+    refused: list[Path] = []
+
+    def refuse_once(path: Path, *given: Any, **named: Any) -> None:
+        if not refused:
+            refused.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(path, *given, **named)
+
+    monkeypatch.setattr("inpaint_dist.run.export_generator", refuse_once)
+    run = run_train("--max-steps", "6", "--checkpoint-every", "2", "--eval-every", "2", "--keep-checkpoints", "9")
+    assert [path.name for path in refused] == ["generator-best.safetensors"]
+    assert json.loads((run / "checkpoints/step-0000002/state.json").read_text())["best"] == {}
+    best = json.loads((run / "checkpoints/step-0000006/state.json").read_text())["best"]
+    about = weights_module.read_generator(run / "generator-best.safetensors")[2]
+    assert best["step"] == int(about["step"])
+
+
+@pytest.mark.parametrize(("number", "is_usage"), [(errno.ENOSPC, False), (errno.EACCES, True)])
+def test_a_disk_that_is_full_at_the_start_is_no_wrong_flag(run_train: Runner, monkeypatch, number: int, is_usage: bool):
+    """A supervisor tries it again."""
+
+    def refuse(*given: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("inpaint_dist.run_folder.describe_run", refuse)
+    with pytest.raises(UserError, match=rf"--output-dir: {os.strerror(number)}") as caught:
+        run_train("--max-steps", "2")
+    assert isinstance(caught.value, UsageError) == is_usage

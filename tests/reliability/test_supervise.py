@@ -94,6 +94,26 @@ def test_a_run_that_comes_further_each_time_is_started_until_it_is_done(tmp_path
     assert (process.returncode, starts(tmp_path)) == (0, 6)
 
 
+def test_overwrite_is_of_the_first_start_that_begins_to_train(tmp_path: Path):
+    """Each later one goes on from what the one before it saved."""
+    rank = """
+if number > 1: PULSE.enter("step", number)
+with Path("words").open("a") as file: file.write(" ".join(sys.argv[1:]) + ";")
+end(0 if number == 3 else 1)
+"""
+    (tmp_path / "rank.py").write_text(RANK + rank)
+    words = [sys.executable, "rank.py", "--overwrite", "--max-steps"]
+    done = subprocess.run(
+        [sys.executable, "-m", "inpaint_dist.supervise", "--first-wait", "0.01", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "words").read_text() == "--overwrite --max-steps;--overwrite --max-steps;--max-steps;"
+
+
 @pytest.mark.parametrize(
     ("code", "flags", "number"), [(2, (), 1), (75, (), 1), (75, ("--when-preempted", "relaunch"), 2)]
 )
