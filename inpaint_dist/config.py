@@ -96,6 +96,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: give at least 1")
+        if (name := str(self.run_folder)) != (shown := name.encode(errors="backslashreplace").decode()):
+            raise UsageError(f"--output-dir {shown}: holds bytes that are no UTF-8; choose another name")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
         if self.best_by not in self.eval_metrics:

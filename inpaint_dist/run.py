@@ -256,7 +256,10 @@ class Run:
             self.meter.skip()
             return
         self.tracker.report(step, {f"val/{name}": value for name, value in self.scores.items()})
-        if self._is_best() and self._write(partial(self._export_best, step), last=step == self.total):
+        # All ranks alike: what is best decides which steps are saved, together.
+        if self._is_best() and self.launch.share(
+            self._write(partial(self._export_best, step), last=step == self.total)
+        ):
             self.best = {"step": step, **self.scores}
         self.meter.skip()
 

@@ -216,6 +216,7 @@ class Tracker:
 
     def message(self, text: str) -> None:
         """Print a line and keep it in log.txt, with the time there; that either cannot be written is one warning."""
+        text = text.encode(errors="backslashreplace").decode()  # a path may hold bytes that are no text
         self._keep(text)
         try:
             sys.stdout.write(f"{text}\n")
@@ -226,7 +227,7 @@ class Tracker:
 
     def _keep(self, text: str) -> None:
         try:
-            with (self.run_folder / LOG).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with (self.run_folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError as error:
             if not self._log_warned:

@@ -267,3 +267,29 @@ def test_a_disk_that_is_full_at_the_start_is_no_wrong_flag(run_train: Runner, mo
     with pytest.raises(UserError, match=rf"--output-dir: {os.strerror(number)}") as caught:
         run_train("--max-steps", "2")
     assert isinstance(caught.value, UsageError) == is_usage
+
+
+def test_ranks_go_on_together_where_the_best_weights_could_not_be_written(nursery: Any, tmp_path: Path):
+    """A best step is saved by all of them; were rank 0 alone to know that it is none, they would wait for ever."""
+    code = """
+import inpaint_dist.run as run
+real, refused = run.export_generator, []
+def refuse_once(*given, **named):
+    if not refused:
+        refused.append(given)
+        raise OSError(5, "Input/output error")
+    real(*given, **named)
+run.export_generator = refuse_once
+"""
+    run = tmp_path / "run"
+    flags = ("--max-steps", "5", "--eval-every", "1", "--checkpoint-every", "4")
+    ranks = nursery.start(run, *flags, world=2, code=code)
+    assert ranks.ended() == [0, 0]
+    assert "warning: [Errno 5] Input/output error; training goes on" in (run / "log.txt").read_text()
+
+
+def test_a_run_folder_whose_name_is_no_text_is_refused_before_it_is_made(run_train: Runner, tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_train("--max-steps", "2", name=os.fsdecode(b"x\xff"))
+    assert ended.value.code == 2 and "bytes that are no UTF-8" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
