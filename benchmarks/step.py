@@ -2,7 +2,8 @@
 
 python -m benchmarks.step [--recipe unet seed] [--device cuda] [--precision bf16]
 
-trainer: `Trainer.step`, with its checks, gradient norms and the generator's average. careful loop: the same step in a
+trainer: `Trainer.step`, with its checks, gradient norms and the generator's average, on a GPU as the CUDA graph that it
+records and, beside, kernel by kernel. careful loop: the same step in a
 dozen plain lines, without those three. naive loop: as first written, in float32: the fake made twice, D's gradients
 computed and thrown away in the generator's step, Adam as it comes, `.item()` of each loss. On a CPU, CPU seconds; on a
 GPU, seconds between events on its stream.
@@ -12,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal, TypeAlias
 
@@ -32,6 +33,7 @@ from inpaint_dist.recipes import RECIPES
 from inpaint_dist.trainer import Trainer
 
 TRAINER, CAREFUL, NAIVE = "trainer", "careful loop", "naive loop"
+UNRECORDED = "trainer, kernel by kernel"
 Step: TypeAlias = Callable[[Batch], Mapping[str, Tensor]]
 
 PRODUCT = 8192
@@ -115,13 +117,14 @@ def measure(recipe: TrainConfig, config: StepBenchmark, product: float | None) -
     steps, memory = build(recipe, launch, batch)
     seconds = timed(steps, batch, config)
     spent = {name: median(values) for name, values in seconds.items()}
-    operations, flops = count_work(recipe, config)
+    operations, flops = count_work(unrecorded(recipe), config)
     step_flops = {name: count * config.batch_size for name, count in flops.items()}
     figures: dict[str, Any] = {
         "seconds a step": {name: round(value, 5) for name, value in spent.items()},
         "seconds of the trainer for one of": {
             name: round(median(a / b for a, b in zip(seconds[TRAINER], seconds[name], strict=True)), 3)
-            for name in (CAREFUL, NAIVE)
+            for name in seconds
+            if name != TRAINER
         },
         "images a second": {name: round(config.batch_size / value, 2) for name, value in spent.items()},
         "aten operations a step": operations,
@@ -136,7 +139,7 @@ def measure(recipe: TrainConfig, config: StepBenchmark, product: float | None) -
 
 
 def build(recipe: TrainConfig, launch: Launch, batch: Batch) -> tuple[dict[str, Step], dict[str, int]]:
-    """The three ways to step, of equal weights and warmed up, and the peak memory of each in MiB (0 on a CPU).
+    """The ways to step, of equal weights and warmed up, and the peak memory of each in MiB (0 on a CPU).
 
     Raises:
         AssertionError: where their first losses differ, for then they do not do the same work.
@@ -147,7 +150,10 @@ def build(recipe: TrainConfig, launch: Launch, batch: Batch) -> tuple[dict[str, 
     memory: dict[str, int] = {}
     first: dict[str, Mapping[str, Tensor]] = {}
     on_gpu = launch.device.type == "cuda"
-    for name, maker in {TRAINER: trainer_step, CAREFUL: careful_step, NAIVE: naive_step}.items():
+    makers = {TRAINER: trainer_step, CAREFUL: careful_step, NAIVE: naive_step}
+    if on_gpu and recipe.trainer.cuda_graphs:
+        makers[UNRECORDED] = lambda recipe, *rest: trainer_step(unrecorded(recipe), *rest)
+    for name, maker in makers.items():
         before = torch.cuda.memory_allocated() if on_gpu else 0
         torch.cuda.reset_peak_memory_stats() if on_gpu else None
         steps[name] = maker(recipe, *deepcopy(networks), launch)
@@ -246,7 +252,12 @@ def a_batch(count: int, size: int, device: torch.device) -> Batch:
     return Batch(image.to(device), mask.to(device), tuple(map(str, range(count))))
 
 
-# -------------------------------------------------------------------- three ways to step
+# -------------------------------------------------------------------- ways to step
+
+
+def unrecorded(recipe: TrainConfig) -> TrainConfig:
+    """The recipe without CUDA graphs."""
+    return replace(recipe, trainer=replace(recipe.trainer, cuda_graphs=False))
 
 
 def trainer_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Module, launch: Launch) -> Step:

@@ -1,6 +1,6 @@
 """Steps in which something is not finite: noted on the device, agreed by all ranks, undone, told to who looks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from inpaint_dist.launch import Launch
 
 TERMS = ("batch", "d/loss", "d/gradient", "g/loss", "g/gradient")
 """What is checked to be finite before weights move, in the order of the fault tensor."""
+
+NOTES = ("finite", "terms")
+"""What a step leaves to be read."""
 
 UNREAD = 64
 """Steps after which a GPU's notes are read although nobody looked; it waits for them."""
@@ -110,13 +113,16 @@ class Faults:
         self._terms[:, first : first + len(values)] += bad * ~self.bad  # what follows from the first fault is no news
         self.bad = self.bad | bad.any()
 
-    def end(self, step: int, keys: tuple[str, ...]) -> Tensor:
-        """End a step; returns whether it is to be undone."""
-        self._row = torch.where(self.bad, self._row + 1, 0)
-        self._unread.append(_Step(step, keys, self._finite, self._terms))
+    def end(self) -> dict[str, Tensor]:
+        """End a step; returns its notes. Whether it is to be undone, `bad` says."""
+        self._row.add_(1).mul_(self.bad)  # in place, for a CUDA graph
+        return dict(zip(NOTES, (self._finite, self._terms), strict=True))
+
+    def file(self, step: int, keys: tuple[str, ...], notes: Mapping[str, Tensor]) -> None:
+        """Keep the notes of a step until they are read."""
+        self._unread.append(_Step(step, keys, **notes))
         if self._is_time():
             self._read()
-        return self.bad
 
     def _is_time(self) -> bool:
         return len(self._unread) >= UNREAD or self._launch.device.type == "cpu"
@@ -185,10 +191,10 @@ class Undo:
                 torch.where(bad, before, now, out=now)
 
 
-def lerp_unless(bad: Tensor, these: list[Tensor], those: list[Tensor], way: float) -> None:
+def lerp_unless(bad: Tensor, these: list[Tensor], those: list[Tensor], way: float | Tensor) -> None:
     """Move tensors, in place, that part of the way to others; where `bad` is true they stay: nobody waits to know."""
     if bad.device.type != "cpu":
-        _lerp_by(torch.where(bad, 0.0, way), these, those)
+        _lerp_by(torch.where(bad, 0.0, way), these, those)  # pyright: ignore[reportArgumentType, reportCallIssue]
     elif not bool(bad):
         torch._foreach_lerp_(these, those, way)  # pyright: ignore
 

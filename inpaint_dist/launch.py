@@ -35,6 +35,9 @@ class LaunchConfig:
     threads: int | None = None
     """CPU threads of a process for torch; None: usable cores / processes on this machine. Bit-for-bit repeatability
     holds at equal threads."""
+    deterministic: bool = False
+    """On a GPU, use such algorithms alone as give the same bits each time, so that a run that goes on ends in those of
+    one that nobody stopped; slower. On a CPU it does so anyway."""
     hang_timeout: float | None = None
     """Seconds without any progress after which the run names the rank that stopped, prints all stacks and fails. None:
     600, or ten times the longest pause so far, if that is more; 0: it waits for ever."""
@@ -190,10 +193,8 @@ def _open_launch(config: LaunchConfig) -> Iterator[Launch]:
         _refuse_strangers(accelerator.num_processes)
         threads = config.threads or cores_a_process()
         torch.set_num_threads(threads)
-        if accelerator.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.benchmark = True
-        yield Launch(accelerator.device, accelerator.process_index, accelerator.num_processes, precision, threads)
+        with algorithms_of(accelerator.device, deterministic=config.deterministic):
+            yield Launch(accelerator.device, accelerator.process_index, accelerator.num_processes, precision, threads)
         accelerator.wait_for_everyone()
         may_leave = True
     except Preempted as end:
@@ -204,6 +205,26 @@ def _open_launch(config: LaunchConfig) -> Iterator[Launch]:
     finally:
         if may_leave:
             accelerator.end_training()  # without it one of three runs on several ranks aborts at exit
+
+
+@contextmanager
+def algorithms_of(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """Let a GPU choose the fastest algorithms of those that are allowed; a CPU has no choice."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = not deterministic  # what is the fastest, is found by trying: each time another
+    if not deterministic:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")

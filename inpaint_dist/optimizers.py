@@ -1,4 +1,4 @@
-"""What is common to both optimisers: the schedule of their rates, and their state as named tensors."""
+"""What is common to both optimisers: how they are made, their rates, and their state as named tensors."""
 
 import math
 from collections.abc import Mapping
@@ -15,6 +15,40 @@ def schedule(kind: str, step: int, total: int) -> float:
     if kind == "tail":
         return left
     return 0.5 * (1.0 - math.cos(math.pi * left)) if kind == "cosine-tail" else 1.0
+
+
+def adam(parameters: list[Tensor], rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
+    """A fused Adam that skips its update where its `found_inf` is 1, without the host's waiting to know.
+
+    On a GPU it may be recorded as part of a CUDA graph, and its rate is a tensor.
+    """
+    device = parameters[0].device
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(
+        parameters,
+        lr=torch.tensor(rate, device=device) if on_gpu else rate,
+        betas=betas,
+        fused=True,
+        capturable=on_gpu,
+    )
+    optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
+    # Its moments are made by the first step: here one that is skipped, so that the first real one can be undone.
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.found_inf = torch.ones((), device=device)  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+    del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give an optimiser its learning rate, in place where that is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

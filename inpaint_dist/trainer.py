@@ -13,15 +13,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from inpaint_dist.batch import LUCK, Batch, Completion, Luck
 from inpaint_dist.chance import uniform
+from inpaint_dist.cuda_graph import Recorder
 from inpaint_dist.errors import UsageError
-from inpaint_dist.faults import Faults, Undo, lerp_unless
+from inpaint_dist.faults import NOTES, Faults, Undo, lerp_unless
 from inpaint_dist.gan import GeneratorLosses, InpaintingGAN
 from inpaint_dist.launch import Launch
 from inpaint_dist.losses.objective import ObjectiveConfig
 from inpaint_dist.metrics.health import picture_health
 from inpaint_dist.models.blocks import batch_norms, has_batch_statistics, kept_statistics, move_spectral_norms
 from inpaint_dist.models.sync_batchnorm import synchronise_batch_norm
-from inpaint_dist.optimizers import load_optimizer, optimizer_tensors, schedule
+from inpaint_dist.optimizers import adam, load_optimizer, optimizer_tensors, schedule, set_rate
 
 SMALLEST_SCALE = 2.0**-10
 """fp16 gradients that still overflow when their loss is scaled by no more than this are not a matter of scale."""
@@ -55,6 +56,9 @@ class TrainerConfig:
     0: the plain weights."""
     sync_batchnorm: bool = True
     """Batch norm over the batches of all ranks. Off: each rank's own, faster, and no longer equal to one process."""
+    cuda_graphs: bool = True
+    """On one GPU, record the work of a step once and start it as a whole: the same kernels, without the time that
+    Python takes to start each. Takes memory for what both ways of a step hold."""
     max_skipped_steps: int = 10
     """Steps in a row that may be skipped because a loss or a gradient is not finite; after one more the run goes back
     to its newest checkpoint, and on with the photos that follow those it failed at."""
@@ -126,8 +130,8 @@ class Trainer:
             features=self._place(objective.perceptual.build()).eval() if objective.looks_at_features else None,
             one_pass=not has_batch_statistics(self.discriminator),
         )
-        self.optimizer_g = self._adam(self.generator, config.lr)
-        self.optimizer_d = self._adam(self.discriminator, config.lr_d or config.lr)
+        self.optimizer_g = adam(list(self.generator.parameters()), config.lr, config.betas)
+        self.optimizer_d = adam(list(self.discriminator.parameters()), config.lr_d or config.lr, config.betas)
         # Each network has a scaler of its own: an overflow in one must not halve the other's scale.
         self._scaler_g, self._scaler_d = (
             torch.amp.GradScaler(launch.device.type, enabled=launch.precision == "fp16") for _ in range(2)
@@ -135,6 +139,12 @@ class Trainer:
         for scaler in (self._scaler_g, self._scaler_d):
             scaler.scale(torch.zeros((), device=launch.device))  # it makes its scale when it is first asked for it
         self.faults, self._undo = Faults(launch, config.max_skipped_steps), Undo()
+        # On a GPU what changes with the steps is a tensor, for the recorded work to read.
+        self._way: float | Tensor = torch.zeros((), device=launch.device) if launch.device.type == "cuda" else 0.0
+        """What part of its way to the generator the average goes."""
+        self._recorder: Recorder | None = None
+        if config.cuda_graphs and launch.device.type == "cuda" and launch.world == 1:
+            self._recorder = Recorder(self._work, self._clean_up)
 
     # ---------------------------------------------------------------- a step
 
@@ -148,20 +158,37 @@ class Trainer:
         A step in which a loss or a gradient of any rank is not finite is counted and changes nothing else: `faults`
         tells of it. Where fp16 overflows, the one network is not updated and its scale is halved: that is no fault.
         """
+        objective = self.gan.objective
         self._set_learning_rates()
+        self._set_way()
+        if objective.needs_luck:
+            batch = replace(batch, luck=self._luck(len(batch)))
+        penalise = objective.r1_weight > 0 and self.step_count % objective.r1_every == 0
+        made = (self._recorder or self._work)(batch, measure=measure, penalise=penalise)
+        self.step_count += 1
+        notes = {name: made.pop(name) for name in NOTES}
+        self.faults.file(self.step_count, batch.keys, notes)
+        return made
+
+    def _work(self, batch: Batch, *, measure: bool, penalise: bool) -> dict[str, Tensor]:
+        """What a step does on the device: the same at every step, so that it can be recorded. Losses and notes."""
         self._undo.keep(self._before_g_is_known())
         self.faults.begin(batch)
-        if self.gan.objective.needs_luck:
-            batch = replace(batch, luck=self._luck(len(batch)))
         parts = list(batch.split(self.config.gradient_accumulation_steps))
         completions = list(self._completions(parts))
-        losses = self._step_discriminator(parts, completions)
+        losses = self._step_discriminator(parts, completions, penalise=penalise)
         losses |= self._step_generator(parts, completions, measure=measure)
-        bad = self.faults.end(self.step_count + 1, batch.keys)
-        self._undo.put_back(bad)
-        self._move_average(bad)
-        self.step_count += 1
-        return losses
+        notes = self.faults.end()
+        self._undo.put_back(self.faults.bad)
+        with torch.no_grad():
+            lerp_unless(self.faults.bad, list(self.ema.parameters()), list(self.generator.parameters()), self._way)
+        return losses | notes
+
+    def _clean_up(self) -> None:
+        """Forget what a work that ended half-way left behind."""
+        self.discriminator.requires_grad_(True)
+        for optimizer in (self.optimizer_d, self.optimizer_g):
+            optimizer.zero_grad(set_to_none=True)
 
     def _before_g_is_known(self) -> list[Tensor]:
         """What a step has changed when G's gradient is checked: D, statistics of batch norm, fp16's scales."""
@@ -189,9 +216,9 @@ class Trainer:
             with torch.no_grad(), kept_statistics(self.generator):
                 yield from [self.gan.complete(part) for part in parts]
 
-    def _step_discriminator(self, parts: list[Batch], completions: list[Completion]) -> dict[str, Tensor]:
-        objective = self.gan.objective
-        penalise = objective.r1_weight > 0 and self.step_count % objective.r1_every == 0
+    def _step_discriminator(
+        self, parts: list[Batch], completions: list[Completion], *, penalise: bool
+    ) -> dict[str, Tensor]:
         means: list[Tensor] = []
         move_spectral_norms(self.discriminator)
         for number, (part, completion) in enumerate(zip(parts, completions, strict=True)):
@@ -269,25 +296,23 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _move_average(self, bad: Tensor) -> None:
-        decay = min(self.config.ema_decay, (1 + self.step_count) / (10 + self.step_count))
-        with torch.no_grad():
-            lerp_unless(bad, list(self.ema.parameters()), list(self.generator.parameters()), 1.0 - decay)
-
     # ---------------------------------------------------------------- numbers
 
     def read(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean over ranks of a step's losses, as numbers. Collective; on a GPU it waits for the step."""
         values = self.launch.mean(torch.stack([value.float() for value in losses.values()]))
-        return dict(zip(losses, values.tolist(), strict=True)) | {"lr": self.optimizer_g.param_groups[0]["lr"]}
+        return dict(zip(losses, values.tolist(), strict=True)) | {"lr": self._rate}
 
     def _set_learning_rates(self) -> None:
         factor = schedule(self.config.lr_schedule, self.step_count, self.total_steps)
         factor *= min(1.0, (self.step_count + 1) / (self.config.warmup_steps + 1))
-        rates = (self.config.lr, self.config.lr_d or self.config.lr)
-        for optimizer, rate in zip((self.optimizer_g, self.optimizer_d), rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+        self._rate, rate_d = factor * self.config.lr, factor * (self.config.lr_d or self.config.lr)
+        set_rate(self.optimizer_g, self._rate)
+        set_rate(self.optimizer_d, rate_d)
+
+    def _set_way(self) -> None:
+        way = 1.0 - min(self.config.ema_decay, (1 + self.step_count) / (10 + self.step_count))
+        self._way = self._way.fill_(way) if isinstance(self._way, Tensor) else way
 
     # ---------------------------------------------------------------- weights
 
@@ -332,6 +357,8 @@ class Trainer:
         self.step_count = int(state["step"])
         self.faults.load_state(dict(state))
         self._undo = Undo()
+        if self._recorder is not None:
+            self._recorder.forget()
         self.ema.load_state_dict(tensors["ema"])
         self.generator.load_state_dict(tensors["generator"])
         self.discriminator.load_state_dict(tensors["discriminator"])
@@ -363,17 +390,6 @@ class Trainer:
         if last or not isinstance(network, DistributedDataParallel):
             return nullcontext()
         return network.no_sync()
-
-    def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
-        optimizer = torch.optim.Adam(network.parameters(), lr=rate, betas=self.config.betas, fused=True)
-        # Its moments are made by the first step: here one that is skipped, so that the first real one can be undone.
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.found_inf = torch.ones((), device=self.launch.device)  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer.step()
-        del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer.zero_grad(set_to_none=True)
-        return optimizer
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:

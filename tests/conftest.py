@@ -1,7 +1,7 @@
 """What several tests stand on: small shards, and training run in this process."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import cv2
@@ -29,6 +29,17 @@ TINY_OF = {
     "mi-gan": tuple("--generator.channels 4 8".split()),
 }
 """Flags of the recipes whose networks have other settings than channels."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What is not about GPUs knows of none, and runs on the CPU wherever it runs."""
+    if item.get_closest_marker("gpu"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -202,6 +202,7 @@ class Loader:
         self.bad = BadSamples(config.max_bad_samples, alone=world == 1)
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def draws(self, step: int, order: Order | None = None) -> list[Draw]:
         """What this rank reads in a step: its slice of the global batch."""
@@ -301,15 +302,22 @@ class Loader:
         return [draw for read, _ in parts for draw in read]
 
     def _to_device(self, buffers: HostBatch, draws: list[Draw]) -> Batch:
-        """Copy to the device, where the chosen ones are mirrored, bits become masks and pixels images."""
-        pixels, bits, flips = (
-            tensor.to(self.device, non_blocking=True, copy=True)
-            for tensor in (buffers.pixels, buffers.bits, buffers.flips)
-        )
-        if self.device.type == "cuda":
-            copied = torch.cuda.Event()
-            copied.record()
+        """Copy to the device, where the chosen ones are mirrored, bits become masks and pixels images.
+
+        On a GPU the copies have a stream of their own, so that they go on beside the step before.
+        """
+        with torch.cuda.stream(self._copies):
+            pixels, bits, flips = copies = [
+                tensor.to(self.device, non_blocking=True, copy=True)
+                for tensor in (buffers.pixels, buffers.bits, buffers.flips)
+            ]
+        if self._copies is not None:
+            copied, steps = torch.cuda.Event(), torch.cuda.current_stream(self.device)
+            self._copies.record_event(copied)
+            steps.wait_event(copied)
             buffers.copied = copied
+            for tensor in copies:
+                tensor.record_stream(steps)  # else its memory is the next copy's while the step still reads it
         flips, mask = flips[:, None, None, None], mask_from_bits(bits, self.index.size)
         pixels = torch.where(flips, pixels.flip(2), pixels)  # a quarter of the bytes that the image will have
         keys = tuple(self.index.keys[draw.index] for draw in draws)

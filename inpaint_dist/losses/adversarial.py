@@ -179,7 +179,8 @@ class SoftMask:
     def _softened(self, hole: Scores) -> Scores:
         """The hole blurred along rows and columns; the picture goes on beyond its edges as at them."""
         reach = len(self._weights) // 2
-        kernel = torch.tensor(self._weights, device=hole.device, dtype=hole.dtype).view(1, 1, -1, 1)
+        kernel = torch.stack([torch.full((), w, device=hole.device, dtype=hole.dtype) for w in self._weights])
+        kernel = kernel.view(1, 1, -1, 1)  # made on the device: a copy to it would be waited for
         across = F.conv2d(F.pad(hole, (0, 0, reach, reach), mode="replicate"), kernel)
         return F.conv2d(F.pad(across, (reach, reach, 0, 0), mode="replicate"), kernel.transpose(2, 3))
 

@@ -102,7 +102,7 @@ def window_corners(mask: Mask, luck: Float[Tensor, " batch"], size: tuple[int, i
     The window is moved into the picture where it would leave it. In a picture without a hole it lies at the end.
     """
     height, width = mask.shape[-2:]
-    counted = mask.flatten(1).cumsum(1, dtype=torch.float32)
+    counted = mask.flatten(1).cumsum(1, dtype=torch.int64).float()  # of whole numbers a GPU repeats its sums
     wanted = luck[:, None] * counted[:, -1:]
     chosen = torch.searchsorted(counted, wanted, right=True)[:, 0].clamp_max(height * width - 1)
     rows = torch.div(chosen, width, rounding_mode="floor")

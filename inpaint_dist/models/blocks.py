@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
@@ -64,6 +65,17 @@ def resize_up(channels_in: int, channels_out: int) -> nn.Sequential:
         nn.BatchNorm2d(channels_out),
         nn.ELU(),
     )
+
+
+def pooled(features: Tensor, side: int) -> Tensor:
+    """Means over an even grid: (B, C, H, W) → (B, C, side, side).
+
+    Where the grid fits, by windows, whose gradient a GPU repeats bit for bit, as it does not that of adaptive pooling.
+    """
+    height, width = features.shape[-2:]
+    if height % side or width % side:
+        return F.adaptive_avg_pool2d(features, side)
+    return F.avg_pool2d(features, (height // side, width // side))
 
 
 class _SpectralNormInFloat32(_SpectralNorm):

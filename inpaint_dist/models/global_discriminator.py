@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from inpaint_dist.batch import Image, Judgement, Mask
 from inpaint_dist.errors import UsageError
-from inpaint_dist.models.blocks import EqualisedConv2d
+from inpaint_dist.models.blocks import EqualisedConv2d, pooled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class GlobalDiscriminator(nn.Module):
         features: list[Tensor] = [self.stem(torch.cat([image, mask.to(image.dtype)], dim=1))]
         for block in self.blocks:
             features.append(block(features[-1]))
-        last = F.adaptive_avg_pool2d(self.last(self.deviation(features[-1])), 4)
+        last = pooled(self.last(self.deviation(features[-1])), 4)
         return Judgement(self.to_score(last), tuple(features[1:]))
 
 

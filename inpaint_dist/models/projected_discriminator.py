@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inpaint_dist.batch import Image, Judgement, Mask
 from inpaint_dist.errors import UsageError, UserError
-from inpaint_dist.models.blocks import spectral_norm
+from inpaint_dist.models.blocks import pooled, spectral_norm
 from inpaint_dist.models.efficientnet_lite import CHANNELS, EfficientNetLite0
 from inpaint_dist.pretrained import EFFICIENTNET_LITE0, find_pretrained, read_pretrained
 
@@ -115,4 +115,4 @@ class _Judge(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) → (B, 1, 4, 4)."""
-        return F.adaptive_avg_pool2d(self.to_score(self.layers(features)), _SIDE)
+        return pooled(self.to_score(self.layers(features)), _SIDE)
