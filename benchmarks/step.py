@@ -152,7 +152,7 @@ def build(recipe: TrainConfig, launch: Launch, batch: Batch) -> tuple[dict[str, 
     on_gpu = launch.device.type == "cuda"
     makers = {TRAINER: trainer_step, CAREFUL: careful_step, NAIVE: naive_step}
     if on_gpu and recipe.trainer.cuda_graphs:
-        makers[UNRECORDED] = lambda recipe, *rest: trainer_step(unrecorded(recipe), *rest)
+        makers[UNRECORDED] = unrecorded_step
     for name, maker in makers.items():
         before = torch.cuda.memory_allocated() if on_gpu else 0
         torch.cuda.reset_peak_memory_stats() if on_gpu else None
@@ -264,6 +264,11 @@ def trainer_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Mo
     """The package's own, as a run calls it between two reports."""
     trainer = Trainer(recipe.trainer, generator, discriminator, recipe.objective, launch, total_steps=1_000_000)
     return trainer.step
+
+
+def unrecorded_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Module, launch: Launch) -> Step:
+    """The package's own, each kernel started by itself."""
+    return trainer_step(unrecorded(recipe), generator, discriminator, launch)
 
 
 def careful_step(recipe: TrainConfig, generator: nn.Module, discriminator: nn.Module, launch: Launch) -> Step:
