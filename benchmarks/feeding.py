@@ -12,12 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import simplejpeg
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -69,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     index = ShardIndex.load(config.shards, "train")
     with open_launch(LaunchConfig()) as launch:
         loaders = {threads: a_loader(index, threads, config, launch.device) for threads in config.threads}
-        figures: dict[str, Any] = {"loader alone, images a second by threads": loading(loaders, config)}
+        figures: dict[str, Any] = {"nothing trained": loading(loaders, config)}
         for name in dict.fromkeys(config.recipe):
             figures[name] = training(RECIPES[name], loaders, config, launch)
         figures["bytes that the loader copies to the device, an image"] = bytes_an_image(next(iter(loaders.values())))
@@ -105,18 +108,35 @@ def bytes_an_image(loader: Loader) -> float:
 
 
 def loading(loaders: Mapping[int, Loader], config: FeedingBenchmark) -> dict[str, dict[str, float]]:
-    """Images a second of each number of threads, and what each thread gives of one alone."""
-    ways = {
-        str(threads): lambda loader=loader: _exhaust(loader.batches(0, config.steps))
-        for threads, loader in loaders.items()
+    """Images a second of each number of threads, and of as many that do nothing but decode files in memory."""
+    images, some = config.steps * config.batch_size, next(iter(loaders.values()))
+    files = [some.decoder.read_photo(draw.index) for step in range(config.steps) for draw in some.draws(step)]
+    ways: dict[str, Callable[[], None]] = {}
+    for threads, loader in loaders.items():
+        ways[_threads(threads)] = lambda loader=loader: _exhaust(loader.batches(0, config.steps))
+        ways[f"{_threads(threads)}, decoding alone"] = lambda threads=threads: decode(files, threads, some.index.size)
+    seconds = timed(ways, config.rounds)
+    rates = {name: images / value for name, value in medians(seconds).items()}
+    shares = {
+        _threads(threads): median(
+            a / b
+            for a, b in zip(seconds[f"{_threads(threads)}, decoding alone"], seconds[_threads(threads)], strict=True)
+        )
+        for threads in loaders
     }
-    rates = {
-        name: config.steps * config.batch_size / seconds
-        for name, seconds in medians(timed(ways, config.rounds)).items()
-    }
-    first = min(loaders)
-    scaling = {name: rate / rates[str(first)] * first / int(name) for name, rate in rates.items()}
-    return {"images a second": _rounded(rates, 1), f"efficiency against {first}": _rounded(scaling, 3)}
+    return {"images a second": _rounded(rates, 1), "share of decoding alone": _rounded(shares, 3)}
+
+
+def decode(files: Sequence[bytes], threads: int, size: int) -> None:
+    """Decode files by so many threads, each into a buffer of its own."""
+
+    def part(first: int) -> None:
+        buffer = np.empty((size, size, 3), np.uint8)
+        for data in files[first::threads]:
+            simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+
+    with ThreadPoolExecutor(threads) as pool:
+        _exhaust(pool.map(part, range(threads)))
 
 
 def training(
@@ -137,7 +157,7 @@ def training(
     fed: dict[str, Callable[[int], Iterable[Batch]]] = {
         SYNTHETIC: lambda steps: repeat(batch, steps),
         **{
-            f"read by {threads} thread{'s' * (threads > 1)}": lambda steps, loader=loader: loader.batches(0, steps)
+            f"read by {_threads(threads)}": lambda steps, loader=loader: loader.batches(0, steps)
             for threads, loader in loaders.items()
         },
     }
@@ -197,6 +217,10 @@ def traced(way: Callable[[], None], images: int) -> dict[str, float]:
         "microseconds of kernels an image": round(busy / images, 1),
         "bytes copied to it, an image": round(sum(e["args"]["bytes"] for e in copies) / images, 1),
     }
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _settle() -> None:

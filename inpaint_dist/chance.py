@@ -10,13 +10,12 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def mix(*parts: int) -> int:
+def mix(*parts: int, state: int = 0) -> int:
     """Hash integers to 64 well-mixed bits.
 
     The finaliser of SplitMix64 (Steele et al., Fast Splittable Pseudorandom Number Generators, 2014) over the parts in
-    turn.
+    turn. `mix(a, b, c)` is `mix(c, state=mix(a, b))`.
     """
-    state = 0
     for part in parts:
         state = (state + part + _GOLDEN) & _MASK
         state = ((state ^ (state >> 30)) * _FIRST) & _MASK

@@ -3,9 +3,11 @@
 A step is some hundreds of kernels of microseconds each, and Python takes longer to start one than the GPU to run it.
 """
 
+import gc
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -68,6 +70,19 @@ class Recorder:
         return True
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from collecting garbage: to free another recording, or page-locked memory, would spoil this one."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class _Recording:
     """One recording, and the memory that it reads from and writes to."""
 
@@ -77,7 +92,7 @@ class _Recording:
         self.graph = torch.cuda.CUDAGraph()
         pool: Any = next((other.graph.pool() for other in others), None)
         # Of this thread alone: others decode photos and wait for copies meanwhile.
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with _no_collection(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             made = work(self._batch, **switches)
             self._made = torch.cat([value.detach().reshape(-1).float() for value in made.values()])
         self._shapes = {name: value.shape for name, value in made.items()}

@@ -162,6 +162,7 @@ def test_it_is_so_with_other_settings(settings: dict[str, Any], vgg16: Path):
     assert differing(all_of(plain), all_of(recorded)) == []
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_fault_in_a_recorded_step_leaves_no_trace_and_nobody_waits(vgg16: Path):
     trainer = a_trainer("seed", vgg16)
     batches = [a_batch(step) for step in range(8)]

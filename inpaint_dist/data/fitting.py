@@ -3,11 +3,14 @@
 Short side to the size, centre crop; a mask by the same geometry without new values, its threshold 127.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
 from inpaint_dist.data.headers import JPEG_SIGNATURE, exif_orientation
+from inpaint_dist.data.order import Draw
 from inpaint_dist.data.photos import (
     Pixels,
     claimed_size,
@@ -46,8 +49,9 @@ def fitted_mask(data: bytes, photo: bytes, size: int, name: str) -> Pixels:
 class FittingDecoder(SampleDecoder):
     """Fills buffers with samples of shards that others made."""
 
-    def decode_photo(self, sample: int, data: bytes, out: NDArray[np.uint8]) -> None:
+    def decode_photo(self, sample: int, data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
         """Decode a photo's file, fitted, into `out`; without a copy where it is a JPEG of that very size."""
+        data = bytes(data)
         if data.startswith(JPEG_SIGNATURE) and exif_orientation(data) == 1:
             try:
                 if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
@@ -55,6 +59,13 @@ class FittingDecoder(SampleDecoder):
             except ValueError:
                 pass  # larger, or not to be read that way
         out[:] = fitted_photo(data, self.index.size, self._name(sample))
+
+    def _fill(self, draws: Sequence[Draw], pixels: NDArray[np.uint8], bits: NDArray[np.uint8]) -> None:
+        for place, draw in enumerate(draws):
+            self.mask(draw, bits[place])
+        self._refuse_constant(bits)
+        for place, draw in enumerate(draws):
+            self.decode_photo(draw.index, self.read_photo(draw.index), pixels[place])
 
     def _stored_mask(self, owner: int, which: int, out: NDArray[np.uint8]) -> None:
         extension, name, size = mask_extension(which), self._name(owner), self.index.size

@@ -11,6 +11,7 @@ never holds more than the order of a few windows.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +31,11 @@ def permutation(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(mix_range(samples, seed, epoch), kind="stable")
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """One sample as one epoch reads it."""
 
     epoch: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ class SampleOrder:
 
     def draws(self, start: int, stop: int) -> Iterator[Draw]:
         """The draws at positions [start, stop), which may straddle epochs."""
-        for position in range(start, stop):
-            epoch, place = divmod(position, self.samples)
-            yield Draw(epoch, int(self._order(epoch)[place]))
+        while start < stop:
+            epoch, place = divmod(start, self.samples)
+            for index in self._order(epoch)[place : place + stop - start].tolist():
+                yield Draw(epoch, index)
+            start += min(stop - start, self.samples - place)
 
 
 class WindowedOrder:

@@ -5,9 +5,12 @@ One zlib call and a slice give the packed bits, a tenth of what decoding an 8-bi
 
 import struct
 import zlib
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from zlib_ng import zlib_ng
 
 from inpaint_dist.data.headers import PNG_SIGNATURE
 
@@ -56,6 +59,46 @@ def decode_packed_mask(data: bytes, name: str) -> tuple[npt.NDArray[np.uint8], i
     return np.packbits(mask != 0, axis=1), mask.shape[1]
 
 
+def unpack_masks(files: Sequence[bytes | memoryview], out: npt.NDArray[np.uint8]) -> bool:
+    """Bring the packed bits of masks into `out` (masks, size, ceil(size / 8)), all of them together.
+
+    Returns:
+        Whether all are of our own layout and of that size; where not, nothing is said of what `out` holds.
+    """
+    count, size, stride = len(files), out.shape[1], out.shape[2] + 1
+    head, expected, raws = _head(size), size * stride, list[bytes]()
+    for file in files:
+        data = bytes(file)
+        length = int.from_bytes(data[_IDAT : _IDAT + 4])
+        if data[:_IDAT] != head or data[_IDAT + 4 : _IDAT + 8] != b"IDAT" or len(data) != _IDAT + 12 + length + 12:
+            return False
+        raw = _inflated(data[_IDAT + 8 : _IDAT + 8 + length], expected)
+        if raw is None:
+            return False
+        raws.append(raw)
+    rows = np.frombuffer(b"".join(raws), np.uint8).reshape(count, size, stride)
+    if rows[:, :, 0].any():  # the rows' filters
+        return False
+    out[:] = rows[:, :, 1:]
+    return True
+
+
+@lru_cache(maxsize=4)
+def _head(size: int) -> bytes:
+    """What a square mask's file begins with, up to its data's chunk."""
+    return PNG_SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 1, 0, 0, 0, 0))
+
+
+def _inflated(data: bytes, expected: int) -> bytes | None:
+    """What zlib packed, if that is so many bytes."""
+    inflater = zlib_ng.decompressobj()
+    try:
+        raw = inflater.decompress(data, expected + 1)
+    except zlib_ng.error:  # pyright: ignore[reportGeneralTypeIssues]
+        return None
+    return raw if len(raw) == expected and inflater.eof else None
+
+
 def is_own_mask(data: bytes, height: int, width: int) -> bool:
     """Whether bytes are a mask of these sides just as `encode_mask` lays it out, each chunk's checksum included."""
     found = _unpack_own(data)
@@ -76,12 +119,8 @@ def _unpack_own(data: bytes) -> tuple[npt.NDArray[np.uint8], int] | None:
     if not is_ours or not (0 < width <= _LARGEST_SIDE and 0 < height <= _LARGEST_SIDE):
         return None
     stride = 1 + (width + 7) // 8
-    inflater = zlib.decompressobj()
-    try:
-        raw = inflater.decompress(data[_IDAT + 8 : _IDAT + 8 + size], height * stride + 1)
-    except zlib.error:
-        return None
-    if len(raw) != height * stride or not inflater.eof:
+    raw = _inflated(data[_IDAT + 8 : _IDAT + 8 + size], height * stride)
+    if raw is None:
         return None
     if raw[::stride] != bytes(height):  # the rows' filters
         return None

@@ -1,6 +1,7 @@
 """Samples of indexed shards, decoded into buffers; what cannot be read is replaced by a function of the draw alone."""
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 import simplejpeg
@@ -12,6 +13,7 @@ from inpaint_dist.data.mask_mixture import STORED, HoleRatios, read_mixture
 from inpaint_dist.data.mask_pool import MaskPool
 from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import Draw
+from inpaint_dist.data.packed_masks import unpack_masks
 from inpaint_dist.data.photos import claimed_size, decode_photo
 from inpaint_dist.data.shards import ShardIndex, ShardReader, decode_packed_mask, mask_extension
 from inpaint_dist.errors import UserError
@@ -54,6 +56,7 @@ class SampleDecoder:
         if hole_ratios is not None:
             for family in {*self.mixture.names} - {*STORED}:
                 hole_ratios.check(family, index.size)
+        self._epoch_state = lru_cache(maxsize=4)(partial(mix, seed))
         self._samples = len(index) if samples is None else samples
         self._mask_counts = mask_counts(index)
         self._has_pool = "pool" in self.mixture.names
@@ -110,7 +113,7 @@ class SampleDecoder:
         """A photo's file."""
         return self.reader.read(sample, self.index.extension(sample))
 
-    def decode_photo(self, sample: int, data: bytes, out: NDArray[np.uint8]) -> None:
+    def decode_photo(self, sample: int, data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
         """Decode a photo's file, (size, size, 3) RGB, into `out`, without a copy where it is a JPEG."""
         if self.index.extension(sample) in ("jpg", "jpeg"):
             try:
@@ -119,7 +122,7 @@ class SampleDecoder:
                     return
             except ValueError:
                 pass  # what simplejpeg refuses OpenCV may read; if not, it says so below
-        name = self._name(sample)
+        data, name = bytes(data), self._name(sample)
         size = claimed_size(data, name)
         if size is None or size == out.shape[1::-1]:  # else there is no need to decode what may be a bomb
             pixels = decode_photo(data, name)
@@ -144,12 +147,24 @@ class SampleDecoder:
 
     def _fill(self, draws: Sequence[Draw], pixels: NDArray[np.uint8], bits: NDArray[np.uint8]) -> None:
         """Decode a few draws; an error may be any one's."""
-        for place, draw in enumerate(draws):
-            self.mask(draw, bits[place])
+        owners = [self._mask_owner(draw) if self._source(draw) in STORED else None for draw in draws]
+        wanted = list[tuple[int, str]]()
+        for draw, owner in zip(draws, owners, strict=True):
+            wanted.append((draw.index, self.index.extension(draw.index)))
+            if owner is not None:
+                wanted.append((owner[0], mask_extension(owner[1])))
+        files = iter(self.reader.read_together(wanted))
+        photos, masks = list[memoryview](), list[memoryview]()
+        for owner in owners:
+            photos.append(next(files))
+            if owner is not None:
+                masks.append(next(files))
+        if len(masks) < len(draws) or not unpack_masks(masks, bits):
+            for place, draw in enumerate(draws):
+                self.mask(draw, bits[place])
         self._refuse_constant(bits)
-        photos = [self.read_photo(draw.index) for draw in draws]
-        for place, (draw, data) in enumerate(zip(draws, photos, strict=True)):
-            self.decode_photo(draw.index, data, pixels[place])
+        for draw, photo, out in zip(draws, photos, pixels, strict=True):
+            self.decode_photo(draw.index, photo, out)
 
     def _refuse_constant(self, bits: NDArray[np.uint8]) -> None:
         """Stored masks teach nothing where they have no hole, or nothing but hole: (masks, size, bytes)."""
@@ -237,7 +252,7 @@ class SampleDecoder:
 
     def _random(self, draw: Draw, purpose: int, below: int) -> int:
         """A whole number in [0, below) that is a function of seed, epoch, sample and purpose alone."""
-        return mix(self.seed, draw.epoch, draw.index, purpose) % below if below > 1 else 0
+        return mix(draw.index, purpose, state=self._epoch_state(draw.epoch)) % below if below > 1 else 0
 
     def _name(self, sample: int) -> str:
         return f"{self._shards[self.index.shard_of.item(sample)]}: {self.index.keys[sample]}"

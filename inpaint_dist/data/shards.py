@@ -8,9 +8,8 @@ short or changed is found by it, while a reader of the tar alone would end early
 import os
 import re
 import threading
-import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from zlib_ng import zlib_ng
 
 from inpaint_dist.data.brace_pattern import brace_pattern
 from inpaint_dist.data.packed_masks import decode_packed_mask, encode_mask
@@ -62,6 +62,8 @@ KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for
 _LARGEST_SIDE = 1 << 15
+_GAP = 4096
+"""Bytes between two members of a tar that cost less to read than a second call: headers and padding."""
 _OPEN_FILES = 256  # a process may hold 1,024 by default, and a set of a million samples has a thousand shards
 _MAKE = "make them with tools/make_shards.py, or name another folder by --shards"
 
@@ -181,6 +183,27 @@ class ShardIndex:
             raise ShardError(f"{self.where(self.shard_of.item(i))}: {self.keys[i]} has no {extension}")
         return Member(shard=self.shard_of.item(i), offset=offset, size=column.size.item(i), crc32=column.crc32.item(i))
 
+    def members(self, wanted: Sequence[tuple[int, str]]) -> list[Member]:
+        """`member` of each sample and extension, looked up by columns.
+
+        Raises:
+            ShardError: a sample has no such member.
+        """
+        places: dict[str, list[int]] = {}
+        for place, (_, extension) in enumerate(wanted):
+            places.setdefault(extension, []).append(place)
+        found: dict[int, Member] = {}
+        for extension, here in places.items():
+            samples = [wanted[place][0] for place in here]
+            if (columns := self.columns.get(extension)) is None:
+                self.member(samples[0], extension)  # raises
+                continue
+            fields = (column[samples].tolist() for column in (self.shard_of, *columns))
+            found.update(zip(here, map(Member._make, zip(*fields, strict=True)), strict=True))
+        if any(member.offset <= 0 for member in found.values()):
+            return [self.member(*each) for each in wanted]  # raises
+        return [found[place] for place in range(len(wanted))]
+
 
 class ShardReader:
     """The bytes of any member, checked against its checksum. Safe to share among threads, to pickle and to fork."""
@@ -191,6 +214,7 @@ class ShardReader:
         """When set, nobody waits for what a remote shard needs: reading one that is not here raises."""
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._of_thread = threading.local()
 
     def read(self, i: int, extension: str) -> bytes:
         """The bytes of one member of sample i.
@@ -201,14 +225,52 @@ class ShardReader:
         """
         index, member = self.index, self.index.member(i, extension)
         data = self._bytes(i, extension, member)
-        if index.foreign or zlib.crc32(data) == member.crc32:
+        if index.foreign or zlib_ng.crc32(data) == member.crc32:
             return data
         if index.remote is not None and index.remote.removed_as_damaged(index.shards[member.shard]):
             data = self._bytes(i, extension, member)
-            if zlib.crc32(data) == member.crc32:
+            if zlib_ng.crc32(data) == member.crc32:
                 return data
         name = self._name(i, extension)
         raise ShardError(f"{name} is damaged (its checksum does not fit); tools/check_shards.py lists all faults")
+
+    def read_together(self, wanted: Sequence[tuple[int, str]]) -> list[memoryview]:
+        """The bytes of several members, each a sample and an extension; good until this thread's next call.
+
+        They are read into memory that the thread uses again and again, and members that follow each other in a tar at
+        once: new memory for each costs more than the reading.
+
+        Raises:
+            ShardError, UserError: as `read`, for one of them.
+        """
+        members = self.index.members(wanted)
+        room = self._room(sum(member.size + _GAP for member in members))
+        found: list[memoryview] = []
+        place = first = 0
+        while first < len(members):
+            shard, start, size, _ = members[first]
+            end, last = start + size, first + 1
+            while last < len(members) and members[last].shard == shard and 0 <= members[last].offset - end <= _GAP:
+                end, last = members[last].offset + members[last].size, last + 1
+            run = room[place : place + end - start]
+            try:
+                is_whole = os.preadv(self._shard(shard).descriptor, [run], start) == end - start
+            except OSError:
+                is_whole = False  # `read` says it below
+            for number, member in enumerate(members[first:last], first):
+                data = run[member.offset - start :][: member.size]
+                if not is_whole or not (self.index.foreign or zlib_ng.crc32(data) == member.crc32):
+                    data = memoryview(self.read(*wanted[number]))
+                found.append(data)
+            place, first = place + end - start, last
+        return found
+
+    def _room(self, size: int) -> memoryview:
+        """Memory of this thread's own, of at least so many bytes."""
+        room: memoryview | None = getattr(self._of_thread, "room", None)
+        if room is None or len(room) < size:
+            room = self._of_thread.room = memoryview(bytearray(size))
+        return room
 
     def _bytes(self, i: int, extension: str, member: Member) -> bytes:
         shard = self._shard(member.shard)

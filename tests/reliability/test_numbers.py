@@ -202,6 +202,7 @@ def test_averages_move_by_a_number_on_the_device_as_they_do_by_one_that_is_known
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_on_a_gpu_the_host_waits_for_no_step_and_a_fault_leaves_no_trace(precision: str):
     trainer = a_trainer(precision=precision, device=GPU, cuda_graphs=False)
