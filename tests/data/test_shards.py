@@ -20,6 +20,7 @@ from PIL import Image
 
 from inpaint_dist.data import shards
 from inpaint_dist.data.opencv import cv2
+from inpaint_dist.data.packed_masks import unpack_masks
 from inpaint_dist.data.shard_writer import ShardWriter, write_index
 from inpaint_dist.data.shards import (
     ShardError,
@@ -245,6 +246,69 @@ def test_a_changed_byte_is_an_error_that_names_shard_and_key(folder: Path):
         reader.read(4, "jpg")
         with pytest.raises(ShardError, match=r"train-000001.tar: train1-1.jpg is damaged .*check_shards"):
             reader.read(5, "jpg")
+
+
+def test_members_read_together_are_those_read_alone_in_the_order_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[int] = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: calls.append(at) or preadv(fd, into, at))
+    with ShardReader(ShardIndex.load(folder, "train")) as reader:
+        wanted = [(5, "jpg"), (5, "mask.png"), (0, "mask.png"), (0, "jpg"), (3, "jpg"), (3, "mask-1.png"), (5, "jpg")]
+        together = [bytes(data) for data in reader.read_together(wanted)]
+        assert together == [reader.read(*each) for each in wanted]
+        assert len(calls) == 5  # photo and mask of 5, and of 3, at once; backwards it is two
+        first = reader.read_together([(1, "jpg")])[0]
+        again = reader.read_together([(2, "jpg")])[0]
+        assert first.obj is again.obj  # memory that is used again
+        assert reader.read_together([]) == []
+
+
+def test_of_members_read_together_a_bad_one_is_named(folder: Path):
+    index = ShardIndex.load(folder, "train")
+    change(folder / "train-000001.tar", index.member(5, "mask.png").offset + 30, b"\x99")
+    with ShardReader(index) as reader:
+        assert [bytes(data) for data in reader.read_together([(5, "jpg")])] == [reader.read(5, "jpg")]
+        with pytest.raises(ShardError, match=r"train-000001.tar: train1-1.mask.png is damaged"):
+            reader.read_together([(4, "jpg"), (5, "jpg"), (5, "mask.png")])
+        with pytest.raises(ShardError, match=r"train-000000.tar: train0-0 has no mask-1.png"):
+            reader.read_together([(1, "mask-1.png"), (0, "mask-1.png")])
+        with pytest.raises(ShardError, match=r"train0-0 has no webp"):
+            reader.read_together([(0, "webp")])
+
+
+@pytest.mark.parametrize("end", ["short", "error"])
+def test_a_read_that_ends_early_is_tried_again_and_then_told(end: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def preadv(*_: object) -> int:
+        if end == "error":
+            raise OSError(5, "Input/output error")
+        return 7
+
+    with ShardReader(ShardIndex.load(folder, "train")) as reader:
+        wanted = [(2, "jpg"), (2, "mask.png")]
+        expected = [reader.read(*each) for each in wanted]
+        monkeypatch.setattr(os, "preadv", preadv)
+        assert [bytes(data) for data in reader.read_together(wanted)] == expected
+        monkeypatch.setattr(os, "pread", lambda *_: b"")
+        with pytest.raises(ShardError, match=r"train0-2.jpg is cut short"):
+            reader.read_together(wanted)
+
+
+@pytest.mark.parametrize("size", [32, 33, 8, 5])
+def test_masks_unpack_together_as_they_do_alone_and_others_masks_do_not(size: int):
+    rng = np.random.default_rng(size)
+    masks = [(rng.random((size, size)) > share).astype(np.uint8) * 255 for share in (0.2, 0.8, 0.5)]
+    files = [encode_mask(mask) for mask in masks]
+    out = np.zeros((3, size, -(-size // 8)), np.uint8)
+    assert unpack_masks(files, out)
+    assert np.array_equal(out, np.stack([decode_packed_mask(file, "mask")[0] for file in files]))
+    assert unpack_masks([], out[:0])
+    spoilt = bytearray(files[1])
+    spoilt[-20] ^= 1
+    eight_bits = cv2.imencode(".png", masks[1])[1].tobytes()
+    for bad in (bytes(spoilt), files[1][:40], b"", eight_bits, encode_mask(np.zeros((size, size + 8), np.uint8))):
+        assert not unpack_masks([files[0], bad, files[2]], out)
 
 
 def test_a_shard_of_another_size_is_not_opened(folder: Path):
