@@ -143,7 +143,7 @@ def test_a_recorded_step_is_the_one_that_is_not_bit_for_bit(recipe: str, precisi
     for step in range(12):
         measure = step in (0, 1, 2, 9)
         losses = [trainer.step(a_batch(step), measure=measure) for trainer in (plain, recorded)]
-        assert plain.read(losses[0]) == recorded.read(losses[1]), step
+        assert str(plain.read(losses[0])) == str(recorded.read(losses[1])), step  # where fp16 overflows a norm is NaN
     assert recordings(recorded) == 2
     assert differing(all_of(plain), all_of(recorded)) == []
     assert plain.faults.look() == recorded.faults.look() == []

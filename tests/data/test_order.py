@@ -12,6 +12,7 @@ from inpaint_dist.data.order import SampleOrder, WindowedOrder, order_of, permut
 
 def test_hashes_are_the_same_one_by_one_and_all_at_once():
     assert [mix(5, 2**63, i) for i in range(100)] == mix_range(100, 5, 2**63).tolist()
+    assert mix(3, 4, state=mix(1, 2)) == mix(1, 2, 3, 4)
 
 
 def test_the_order_is_the_same_on_every_machine_for_ever():

@@ -248,9 +248,7 @@ def test_a_changed_byte_is_an_error_that_names_shard_and_key(folder: Path):
             reader.read(5, "jpg")
 
 
-def test_members_read_together_are_those_read_alone_in_the_order_asked_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_members_read_together_come_back_in_the_order_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, into, at: calls.append(at) or preadv(fd, into, at))
