@@ -68,7 +68,7 @@ def bad_step(trainer: Trainer, where: str, batch: Batch) -> None:
     adversarial, hooks = trainer.gan.adversarial, []
     of_d, of_g = adversarial.discriminator, adversarial.generator
     if where == "batch":
-        batch.image[1, 0, 0, 0] = float("nan")
+        batch.image[1, 0, 0, 0].fill_(float("nan"))  # on a GPU an assignment would be waited for
     elif where == "d/loss":
         adversarial.discriminator = lambda *given: of_d(*given) * float("inf")  # type: ignore[method-assign]
     elif where == "g/loss":
