@@ -1,4 +1,4 @@
-"""CPU microseconds an image from shards to training batches: our loader, the decoder alone, webdataset.
+"""CPU microseconds an image from shards to training batches: our loader, the decoder alone, webdataset, plain folders.
 
 python -m benchmarks.loader [--shards DIR]
 
@@ -8,6 +8,7 @@ workers. `what each row includes` in the report says the rest.
 """
 
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from webdataset.compat import WebDataset, WebLoader
 
 from benchmarks.report import cpu_seconds, write_report
 from inpaint_dist import cli
 from inpaint_dist.data.loader import DataConfig, Loader
 from inpaint_dist.data.opencv import cv2
-from inpaint_dist.data.shards import ShardIndex
+from inpaint_dist.data.shards import ShardIndex, ShardReader, mask_extension
 from inpaint_dist.errors import UsageError
 
 LIMIT = "decoder alone"
@@ -34,6 +37,8 @@ FLOAT = "inpaint_dist, in the training thread, float32 on the CPU"
 DOCUMENTED = "webdataset as documented"
 DOCUMENTED_FLOAT = "webdataset as documented, float32"
 TUNED = "webdataset tuned"
+FOLDER_PIL = "folder, PIL, float32"
+FOLDER_CV2 = "folder, OpenCV"
 
 INCLUDES = {
     LIMIT: "simplejpeg on the files in memory, in the loader's order, into one batch's buffer; no reading, no mask",
@@ -43,6 +48,8 @@ INCLUDES = {
     DOCUMENTED: "shuffle(1000), decode('rgb8'), to_tuple, batched, WebLoader and worker processes; masks of 3 channels",
     DOCUMENTED_FLOAT: "the same with decode('torchrgb'): float32 in 0..1, channels first",
     TUNED: "only photo and mask read, OpenCV for both, 8 bits, masks of 1 channel, stacked in worker processes",
+    FOLDER_PIL: "the same files in a folder, a Dataset that opens them by PIL, float32 in -1..1, a DataLoader with workers",
+    FOLDER_CV2: "the same by OpenCV, 8 bits, turned into tensors by the DataLoader",
 }
 
 
@@ -84,8 +91,8 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(
             f"--workers {config.workers}: webdataset needs a shard for each, {config.shards} has {len(index.shards)}"
         )
-    rows = {**ours(config, index), **theirs(config, index)}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        rows = {**ours(config, index), **theirs(config, index), **folders(config, index, Path(folder))}
         # Python 3.12 warns of any fork beside threads, as torch's DataLoader does; its workers touch none of ours.
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
         times = measure(rows, config.rounds)
@@ -126,6 +133,8 @@ def summary(times: Mapping[str, Sequence[float]], workers: int) -> dict[str, dic
         "share of the decoder's limit": {name: ratio(LIMIT, name) for name in times},
         "images for one of webdataset as documented": {name: ratio(DOCUMENTED, name) for name in mine},
         "images for one of webdataset tuned": {name: ratio(TUNED, name) for name in mine},
+        "images for one of a folder by PIL": {name: ratio(FOLDER_PIL, name) for name in mine},
+        "images for one of a folder by OpenCV": {name: ratio(FOLDER_CV2, name) for name in mine},
     }
 
 
@@ -190,6 +199,50 @@ def theirs(config: LoaderBenchmark, index: ShardIndex) -> dict[str, Row]:
 
     runs = {DOCUMENTED: lambda: documented("rgb8"), DOCUMENTED_FLOAT: lambda: documented("torchrgb"), TUNED: tuned}
     return {name: Row(run, images) for name, run in runs.items()}
+
+
+# -------------------------------------------------------------------- folders of files
+
+
+def folders(config: LoaderBenchmark, index: ShardIndex, folder: Path) -> dict[str, Row]:
+    """A Dataset over files, as it is first written; the shards' photos and first masks become files in `folder`."""
+    with ShardReader(index) as reader:
+        for sample, key in enumerate(index.keys):
+            for extension in (index.extension(sample), mask_extension(0)):
+                (folder / f"{key}.{extension}").write_bytes(reader.read(sample, extension))
+    names = [(str(folder / f"{key}.jpg"), str(folder / f"{key}.{mask_extension(0)}")) for key in index.keys]
+    passes = -(-config.images // len(index))
+
+    def read(dataset: Dataset[tuple[Any, Any]]) -> None:
+        loader = DataLoader(dataset, config.batch_size, shuffle=True, num_workers=config.workers)
+        found = sum(len(photos) for _ in range(passes) for photos, _ in loader)
+        assert found == passes * len(index), f"the folder gave {found} images of {passes * len(index)}"
+
+    runs = {FOLDER_PIL: lambda: read(Files(names, _by_pil)), FOLDER_CV2: lambda: read(Files(names, _by_opencv))}
+    return {name: Row(run, passes * len(index)) for name, run in runs.items()}
+
+
+class Files(Dataset[tuple[Any, Any]]):
+    """Photos and masks by the names of their files."""
+
+    def __init__(self, names: Sequence[tuple[str, str]], read: Callable[[str, str], tuple[Any, Any]]) -> None:
+        self.names, self._read = names, read
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        return self._read(*self.names[number])
+
+
+def _by_pil(photo: str, mask: str) -> tuple[Any, Any]:
+    with Image.open(photo) as image, Image.open(mask) as hole:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1.0
+        return pixels, (torch.from_numpy(np.array(hole.convert("L")))[None].float() / 255.0).round()
+
+
+def _by_opencv(photo: str, mask: str) -> tuple[Any, Any]:
+    return cv2.imread(photo, cv2.IMREAD_COLOR_RGB), cv2.imread(mask, cv2.IMREAD_GRAYSCALE)
 
 
 def _is_photo_or_mask(name: str) -> bool:

@@ -24,9 +24,9 @@ def test_every_row_is_timed_and_explained(benchmark: ModuleType, shards: Path, t
     assert cli.run(benchmark.main, words) == 0
     report = json.loads((tmp_path / "loader.json").read_text())
     times, context = report["figures"]["CPU microseconds an image"], report["context"]
-    assert len(times) == 7 and min(times.values()) > 0
+    assert len(times) == 9 and min(times.values()) > 0
     assert set(times) == set(context["what_each_row_includes"]) == set(context["images_a_round"])
-    assert set(context["images_a_round"].values()) == {11, 12}  # webdataset reads whole epochs, we whole batches
+    assert set(context["images_a_round"].values()) == {11, 12}  # others read whole epochs, we whole batches
     assert report["figures"]["share of the decoder's limit"]["decoder alone"] == 1.0
     assert (context["samples"], context["pixels_of_a_side"], context["rounds"]) == (11, 32, 1)
     assert "webdataset as documented" in capsys.readouterr().out
@@ -39,6 +39,7 @@ def test_ratios_are_medians_of_the_rounds_own(benchmark: ModuleType) -> None:
     assert figures["share of the decoder's limit"][benchmark.OURS] == 0.5
     assert figures["images for one of webdataset as documented"][benchmark.OURS] == 3.0
     assert figures["images for one of webdataset tuned"]["inpaint_dist, 2 threads"] == 1.0
+    assert figures["images for one of a folder by OpenCV"][benchmark.OURS] == 1.0
 
 
 def test_more_workers_than_shards_are_refused(benchmark: ModuleType, shards: Path, capsys) -> None:
