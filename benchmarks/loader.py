@@ -48,7 +48,7 @@ INCLUDES = {
     DOCUMENTED: "shuffle(1000), decode('rgb8'), to_tuple, batched, WebLoader and worker processes; masks of 3 channels",
     DOCUMENTED_FLOAT: "the same with decode('torchrgb'): float32 in 0..1, channels first",
     TUNED: "only photo and mask read, OpenCV for both, 8 bits, masks of 1 channel, stacked in worker processes",
-    FOLDER_PIL: "the same files in a folder, a Dataset that opens them by PIL, float32 in -1..1, a DataLoader with workers",
+    FOLDER_PIL: "the same files in a folder, a Dataset that opens them by PIL, float32, a DataLoader with workers",
     FOLDER_CV2: "the same by OpenCV, 8 bits, turned into tensors by the DataLoader",
 }
 

@@ -171,8 +171,8 @@ def page(report: Mapping[str, Any]) -> str:
         "",
         "Not covered: several GPUs and NCCL (what one GPU does is shown by `pytest -m gpu`, where there is one),",
         "several machines, network file systems, a sparse file of terabytes in a checkpoint's place, power that fails",
-        "under the disk's own cache, a lone rank that somebody stopped (SIGSTOP) before its launcher was killed with -9:",
-        "the signal of that death waits too, unless `supervise` is there to kill it.",
+        "under the disk's own cache, a lone rank that somebody stopped (SIGSTOP) before its launcher was killed with",
+        "-9: the signal of that death waits too, unless `supervise` is there to kill it.",
         "",
     ]
     return "\n".join(lines)
