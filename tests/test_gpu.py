@@ -80,10 +80,12 @@ def test_batches_copied_beside_a_busy_device_are_those_of_a_cpu(workers: int, sh
         return Loader(data, index, seed=3, rank=0, world=1, per_process=4, device=torch.device(device))
 
     work, sums = torch.randn(4096, 4096, device="cuda"), []
-    for batch in loader("cuda").batches(0, 40):
+    there = loader("cuda")
+    for batch in there.batches(0, 40):
         for _ in range(4):
             work = torch.mm(work, work).clamp_(-1, 1)  # the copies of coming batches overtake it
         sums.append((image_to_uint8(batch.image), batch.mask.clone()))
+        assert len(there._handed_out) <= 4
         del batch
     for (pixels, mask), expected in zip(sums, loader("cpu").batches(0, 40), strict=True):
         assert torch.equal(pixels.cpu(), image_to_uint8(expected.image))

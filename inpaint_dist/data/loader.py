@@ -32,6 +32,8 @@ from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import cores_a_process
 
 _AHEAD = 2  # batches decoded while one is being used, at least, and parts waiting for each thread
+_ON_DEVICE = 4
+"""Batches that a GPU has not come to yet: the host, which waits for no step, would else copy ever more of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +205,7 @@ class Loader:
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._handed_out: deque[torch.cuda.Event] = deque()
 
     def draws(self, step: int, order: Order | None = None) -> list[Draw]:
         """What this rank reads in a step: its slice of the global batch."""
@@ -306,6 +309,8 @@ class Loader:
 
         On a GPU the copies have a stream of their own, so that they go on beside the step before.
         """
+        if len(self._handed_out) == _ON_DEVICE:
+            self._handed_out.popleft().synchronize()
         with torch.cuda.stream(self._copies):
             pixels, bits, flips = copies = [
                 tensor.to(self.device, non_blocking=True, copy=True)
@@ -316,6 +321,8 @@ class Loader:
             self._copies.record_event(copied)
             steps.wait_event(copied)
             buffers.copied = copied
+            self._handed_out.append(torch.cuda.Event(blocking=True))
+            steps.record_event(self._handed_out[-1])  # after all steps before
             for tensor in copies:
                 tensor.record_stream(steps)  # else its memory is the next copy's while the step still reads it
         flips, mask = flips[:, None, None, None], mask_from_bits(bits, self.index.size)
