@@ -27,7 +27,8 @@ from benchmarks.report import cpu_seconds, write_report
 from inpaint_dist import cli
 from inpaint_dist.data.loader import DataConfig, Loader
 from inpaint_dist.data.opencv import cv2
-from inpaint_dist.data.shards import ShardIndex, ShardReader, mask_extension
+from inpaint_dist.data.shard_reader import ShardReader
+from inpaint_dist.data.shards import ShardIndex, mask_extension
 from inpaint_dist.errors import UsageError
 
 LIMIT = "decoder alone"

@@ -9,7 +9,8 @@ import numpy as np
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.packed_masks import decode_packed_mask
 from inpaint_dist.data.photos import Pixels, decode_photo
-from inpaint_dist.data.shards import PHOTO_EXTENSION, SPLITS, ShardIndex, ShardReader, mask_extension
+from inpaint_dist.data.shard_reader import ShardReader
+from inpaint_dist.data.shards import PHOTO_EXTENSION, SPLITS, ShardIndex, mask_extension
 from inpaint_dist.errors import UsageError, UserError
 
 _TILE = 192

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inpaint_dist.data.photos import decode_photo
-from inpaint_dist.data.shards import PHOTO_EXTENSION, SPLITS, ShardIndex, ShardReader
+from inpaint_dist.data.shard_reader import ShardReader
+from inpaint_dist.data.shards import PHOTO_EXTENSION, SPLITS, ShardIndex
 from inpaint_dist.errors import UserError
 from inpaint_dist.host import usable_cores
 

@@ -15,7 +15,8 @@ from inpaint_dist.data.masks import draw_mask, mask_rng
 from inpaint_dist.data.order import Draw
 from inpaint_dist.data.packed_masks import unpack_masks
 from inpaint_dist.data.photos import claimed_size, decode_photo
-from inpaint_dist.data.shards import ShardIndex, ShardReader, decode_packed_mask, mask_extension
+from inpaint_dist.data.shard_reader import ShardReader
+from inpaint_dist.data.shards import ShardIndex, decode_packed_mask, mask_extension
 from inpaint_dist.errors import UserError
 
 TOGETHER = 8

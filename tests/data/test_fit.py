@@ -13,8 +13,9 @@ from PIL import Image
 
 from inpaint_dist.data.packed_masks import decode_packed_mask, encode_mask, is_own_mask
 from inpaint_dist.data.photos import Box, decode_photo, pad_mask, pad_photo, padded_box, upright
+from inpaint_dist.data.shard_reader import ShardReader
 from inpaint_dist.data.sharding import ShardingConfig, make_shards
-from inpaint_dist.data.shards import ShardIndex, ShardReader
+from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.data.verification import verify
 from inpaint_dist.errors import UserError
 

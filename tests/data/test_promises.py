@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 import torch
 
-from inpaint_dist.data import shards
+from inpaint_dist.data import shard_reader
 from inpaint_dist.data.loader import DataConfig, Loader
 from inpaint_dist.data.order import Draw, steps_for
 from inpaint_dist.data.shard_writer import ShardWriter, write_index
@@ -188,7 +188,7 @@ def test_thousands_of_steps_over_1_000_shards_hold_no_more_memory_and_few_files(
             most = max(most, open_files() - files)
         if step == 2_000:
             memory = resident()
-    assert most == opened <= shards._OPEN_FILES
+    assert most == opened <= shard_reader._OPEN_FILES
     assert resident() - memory <= 5 << 20
 
 

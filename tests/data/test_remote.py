@@ -20,7 +20,8 @@ from inpaint_dist.data import shard_cache, tar_streams, verification
 from inpaint_dist.data.loader import DataConfig
 from inpaint_dist.data.remote import Patience, RemoteError, redacted
 from inpaint_dist.data.shard_cache import RemoteShards
-from inpaint_dist.data.shards import ShardIndex, ShardReader
+from inpaint_dist.data.shard_reader import ShardReader
+from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.data.sources import Place, Sources, open_sources
 from inpaint_dist.data.verification import CheckConfig, check_shards
 from inpaint_dist.errors import UsageError, UserError
@@ -207,7 +208,8 @@ def test_without_the_server_a_run_starts_by_the_index_and_the_shards_that_are_he
 READ_ALL = """
 import sys, pathlib
 from inpaint_dist.data.shard_cache import RemoteShards
-from inpaint_dist.data.shards import ShardIndex, ShardReader
+from inpaint_dist.data.shard_reader import ShardReader
+from inpaint_dist.data.shards import ShardIndex
 from dataclasses import replace
 remote = RemoteShards(url=sys.argv[1], cache=pathlib.Path(sys.argv[2]), limit=int(sys.argv[3]))
 remote.refresh_index()

@@ -14,8 +14,9 @@ from inpaint_dist.data.contact_sheet import SheetConfig, hole_ratios, show_shard
 from inpaint_dist.data.headers import jpeg_without_metadata
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.packed_masks import encode_mask
+from inpaint_dist.data.shard_reader import ShardReader
 from inpaint_dist.data.shard_writer import ShardWriter, write_index
-from inpaint_dist.data.shards import SPLITS, ShardIndex, ShardReader
+from inpaint_dist.data.shards import SPLITS, ShardIndex
 from inpaint_dist.data.verification import verify
 from inpaint_dist.errors import UsageError, UserError
 

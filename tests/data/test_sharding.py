@@ -17,10 +17,11 @@ from inpaint_dist.data import photo_copies, sharding
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.packed_masks import decode_packed_mask
 from inpaint_dist.data.photos import decode_photo
+from inpaint_dist.data.shard_reader import ShardReader
 from inpaint_dist.data.sharding import Jobs, ShardingConfig, ShardingReport, make_shards
 from inpaint_dist.data.sharding_plan import make_plan
 from inpaint_dist.data.sharding_state import Unfinished
-from inpaint_dist.data.shards import ShardIndex, ShardReader, mask_extension
+from inpaint_dist.data.shards import ShardIndex, mask_extension
 from inpaint_dist.data.verification import verify
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import alone_in

@@ -18,19 +18,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from inpaint_dist.data import shards
+from inpaint_dist.data import shard_reader
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.packed_masks import unpack_masks
+from inpaint_dist.data.shard_reader import ShardReader
 from inpaint_dist.data.shard_writer import ShardWriter, write_index
-from inpaint_dist.data.shards import (
-    ShardError,
-    ShardIndex,
-    ShardReader,
-    decode_packed_mask,
-    encode_mask,
-    mask_extension,
-    shard_name,
-)
+from inpaint_dist.data.shards import ShardError, ShardIndex, decode_packed_mask, encode_mask, mask_extension, shard_name
 from inpaint_dist.data.streaming import find_shards
 from inpaint_dist.data.tar import BLOCK, header, walk
 from inpaint_dist.data.verification import CheckConfig, check_shards, verify
@@ -206,7 +199,7 @@ def test_a_mask_that_claims_less_than_it_inflates_to_is_refused():
 
 
 def test_reading_is_safe_among_threads_even_when_files_must_be_let_go(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shards, "_OPEN_FILES", 1)
+    monkeypatch.setattr(shard_reader, "_OPEN_FILES", 1)
     reader = ShardReader(ShardIndex.load(folder, "train"))
     expected = [reader.read(i, "jpg") for i in range(8)]
     wrong: list[object] = []
