@@ -14,6 +14,8 @@ _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _OPEN_FILES = 256  # a process may hold 1,024 by default, and a set of a million samples has a thousand shards
 _GAP = 4096
 """Bytes between two members of a tar that cost less to read than a second call: headers and padding."""
+_KEPT = 1 << 25
+"""Bytes of memory that a thread keeps at most."""
 
 
 class ShardReader:
@@ -78,6 +80,8 @@ class ShardReader:
 
     def _room(self, size: int) -> memoryview:
         """Memory of this thread's own, of at least so many bytes."""
+        if size > _KEPT:
+            return memoryview(bytearray(size))
         room: memoryview | None = getattr(self._of_thread, "room", None)
         if room is None or len(room) < size:
             room = self._of_thread.room = memoryview(bytearray(size))

@@ -254,6 +254,10 @@ def test_members_read_together_come_back_in_the_order_asked_for(folder: Path, mo
         again = reader.read_together([(2, "jpg")])[0]
         assert first.obj is again.obj  # memory that is used again
         assert reader.read_together([]) == []
+        monkeypatch.setattr(shard_reader, "_KEPT", 10)
+        large = reader.read_together(wanted)
+        assert [bytes(data) for data in large] == together
+        assert large[0].obj is not reader.read_together(wanted)[0].obj
 
 
 def test_of_members_read_together_a_bad_one_is_named(folder: Path):
