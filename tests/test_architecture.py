@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "inpaint_dist").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 assert len(PACKAGE) > 30
-assert len(TOOLS) == 4
+assert len(TOOLS) == 5
 
 
 def test_imports_go_down_and_libraries_stay_in_their_rooms():

@@ -30,7 +30,7 @@ def tool(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", ["make_shards", "check_shards", "show_shards"])
+@pytest.mark.parametrize("name", ["make_shards", "check_shards", "show_shards", "report_shards"])
 def test_help_loads_nothing_heavy(name: str, tmp_path: Path):
     script = f"""
 import runpy, sys

@@ -1,0 +1,170 @@
+"""The page about shards: right numbers, nothing from outside, and what is wrong with a set is on it."""
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from inpaint_dist.data.opencv import cv2
+from inpaint_dist.data.shard_page import ReportConfig, report_shards
+from inpaint_dist.data.shard_statistics import find_copies, look_at, read_rejected
+from inpaint_dist.data.sharding import ShardingConfig, make_shards
+from inpaint_dist.data.shards import ShardIndex
+from inpaint_dist.errors import UsageError, UserError
+
+SIZE = 32
+
+
+def make(root: Path, *, train: int = 6, val: int = 2, rows: int = 8, same: tuple[str, str] | None = None) -> Path:
+    """Photos of one grey each, brighter from one to the next, whose masks' upper `rows` rows are hole."""
+    for split, count, first in (("train", train, 0), ("val", val, train)):
+        (root / split).mkdir(parents=True)
+        for number in range(count):
+            photo = np.full((48, 64, 3), 20 * (first + number) + 10, np.uint8)
+            photo[: 2 * (first + number) + 4, :9] = 255  # else their JPEGs are of few kinds
+            (root / split / f"{split}{number}.jpg").write_bytes(simplejpeg.encode_jpeg(photo))
+    if same:
+        (root / same[1]).write_bytes((root / same[0]).read_bytes())
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[:rows] = 255
+    (root / "masks").mkdir()
+    cv2.imwrite(str(root / "masks/m.png"), mask)
+    (root / "train/<script>alert(1)<.jpg").write_bytes(b"no photo")
+    given = {"val": (str(root / "val"),)} if val else {"val_fraction": 0.0}
+    make_shards(
+        ShardingConfig(
+            photos=(str(root / "train"),),
+            masks=(str(root / "masks"),),
+            out=root / "out",
+            size=SIZE,
+            workers=1,
+            allow_large_holes=rows > 16,
+            **given,
+        )
+    )
+    return root / "out"
+
+
+def page_of(shards: Path, **options: object) -> str:
+    out = shards.parent / "page.html"
+    report_shards(ReportConfig(shards=shards, out=out, **options))  # type: ignore[arg-type]
+    return out.read_text(encoding="utf-8")
+
+
+def words(page: str) -> str:
+    """What a reader sees, without tags."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)))
+
+
+def test_the_numbers_are_those_of_the_set(tmp_path: Path):
+    shards = make(tmp_path)
+    index = ShardIndex.load(shards, "train")
+    seen: list[int] = []
+    found = look_at(index, 100, seen.append)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert (len(found.looked), found.damaged, found.masks) == (6, (), 6)
+    assert found.ratios.tolist() == [8 / SIZE] * 6
+    assert found.at_edge == 1.0
+    assert {(sample.width, sample.height) for sample in found.looked} == {(64, 48)}
+    bright = {index.keys[sample.number]: sample.brightness for sample in found.looked}
+    assert bright["train5"] > bright["train0"] > 10 / 255
+    assert found.bytes == sum(path.stat().st_size for path in shards.glob("train-*.tar"))
+    assert [sample.number for sample in look_at(index, 3, seen.append).looked] == [0, 2, 4]
+
+
+def test_the_page_tells_them_and_needs_nothing_from_outside(tmp_path: Path):
+    page = page_of(make(tmp_path))
+    text = words(page)
+    assert "samples 6 2" in text
+    assert "train 6 25.0% 0.0% 100.0% 0.0%" in text
+    assert "48 to 48 pixels, the median 48; 0 of 8 were smaller than 32" in text
+    assert "No two photos are equal" in text
+    assert "masks_per_photo 1" in text
+    assert "--near-duplicates" in text
+    assert "--invert-masks" not in text
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/(?:png|jpeg);base64,', page)) == 5
+    assert not re.search(r"https?://|<script|<link|url\(", page)
+    assert len(re.findall(r"src=", page)) == 5
+
+
+def test_what_was_left_out_is_listed_and_cannot_become_part_of_the_page(tmp_path: Path):
+    shards = make(tmp_path)
+    with (shards / "rejected.jsonl").open("a") as file:
+        for number in range(7):
+            file.write(json.dumps({"photo": f"p{number}", "reason": f"is {number} pixels wide"}) + "\n")
+    (first, second) = read_rejected(shards / "rejected.jsonl")
+    assert (first.kind, first.times, first.reason) == ("photo", 7, "is 0 pixels wide")
+    assert first.names == ("p0", "p1", "p2", "p3", "p4")
+    assert second.names == ("<script>alert(1)<.jpg",)
+    page = page_of(shards)
+    assert "&lt;script&gt;alert(1)&lt;.jpg" in page
+    (shards / "rejected.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"rejected.jsonl: line 1 is no record"):
+        page_of(shards)
+
+
+def test_copies_within_and_across_the_splits_are_named(tmp_path: Path):
+    shards = make(tmp_path, same=("train/train2.jpg", "val/val0.jpg"))
+    indexes = [ShardIndex.load(shards, split) for split in ("train", "val")]
+    (copies,) = find_copies(indexes)
+    assert (copies.names, copies.leak) == (("train train2", "val val0"), True)
+    text = words(page_of(shards))
+    assert "1 photos are in train and in val, byte for byte" in text
+    assert "train train2 = val val0" in text
+
+
+def test_one_checksum_is_not_enough_to_be_a_copy(tmp_path: Path):
+    index = ShardIndex.load(make(tmp_path), "train")
+    column = index.columns["jpg"]
+    column.size[:], column.crc32[:] = column.size[0], column.crc32[0]
+    assert find_copies([index]) == []  # what does not fit its checksum cannot be read
+
+
+def test_inverted_masks_are_suspected(tmp_path: Path):
+    assert "--invert-masks" in words(page_of(make(tmp_path, rows=24)))
+
+
+def test_a_damaged_sample_is_named_and_the_rest_is_shown(tmp_path: Path):
+    shards = make(tmp_path)
+    index = ShardIndex.load(shards, "train")
+    with (shards / "train-000000.tar").open("r+b") as file:
+        file.seek(index.member(3, "jpg").offset + 40)
+        file.write(b"\x99\x98")
+    lines = report_shards(ReportConfig(shards=shards, out=tmp_path / "page.html", near_duplicates=True))
+    assert lines[0].startswith("1 of the samples that were read are damaged")
+    text = words((tmp_path / "page.html").read_text())
+    assert f"{index.keys[3]}.jpg is damaged" in text
+    assert "is not known: samples are damaged" in text
+
+
+@pytest.mark.skipif(find_spec("imagehash") is None, reason="imagehash is not installed (the extra `duplicates`)")
+def test_photos_of_val_that_look_like_one_of_train_are_listed(tmp_path: Path):
+    shards = make(tmp_path, same=("train/train2.jpg", "val/val0.jpg"))
+    text = words(page_of(shards, near_duplicates=True))
+    assert re.search(r"[12] photos of val look like one of train", text)
+    assert re.search(r"val val0 looks like train train\d \(0 of 64 bits differ\)", text)
+
+
+def test_a_single_photo_without_val_has_a_page(tmp_path: Path):
+    text = words(page_of(make(tmp_path, train=1, val=0)))
+    assert "samples 1 shards 1" in text
+
+
+def test_what_cannot_be_is_refused_and_leaves_no_page(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"--out page.png: name an .html file"):
+        ReportConfig(shards=tmp_path, out=Path("page.png"))
+    with pytest.raises(UsageError, match="--sample 0"):
+        ReportConfig(shards=tmp_path, sample=0)
+    with pytest.raises(UsageError, match="--count 0"):
+        ReportConfig(shards=tmp_path, count=0)
+    with pytest.raises(UserError, match=r"has no index.json"):
+        report_shards(ReportConfig(shards=tmp_path, out=tmp_path / "page.html"))
+    shards = make(tmp_path / "set")
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"--out .*taken/page.html cannot be written"):
+        report_shards(ReportConfig(shards=shards, out=tmp_path / "taken/page.html"))
+    assert not [*tmp_path.glob("*.html*")]
