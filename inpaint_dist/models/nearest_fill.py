@@ -1,5 +1,7 @@
 """A hole filled with the nearest known pixels: hard-edged where push-pull is soft, and as unlearned."""
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,10 +43,10 @@ def _nearer(source: Tensor, here: Tensor, length: int) -> Tensor:
     best = (source - here).square().sum(1, keepdim=True)
     height, width = here.shape[-2:]
     around = F.pad(source, (length,) * 4, value=_FAR)
-    for down in (0, length, 2 * length):
-        for right in (0, length, 2 * length):
-            other = around[:, :, down : down + height, right : right + width]
-            distance = (other - here).square().sum(1, keepdim=True)
-            nearer = distance < best
-            source, best = torch.where(nearer, other, source), torch.where(nearer, distance, best)
+    sides = product((0, length, 2 * length), repeat=2)
+    for down, right in (side for side in sides if side != (length, length)):
+        other = around[:, :, down : down + height, right : right + width]
+        distance = (other - here).square().sum(1, keepdim=True)
+        nearer = distance < best
+        source, best = torch.where(nearer, other, source), torch.where(nearer, distance, best)
     return source
