@@ -12,7 +12,7 @@ import torch
 from inpaint_dist import launch
 from inpaint_dist.errors import UsageError
 from inpaint_dist.host import usable_cores
-from inpaint_dist.launch import LONGEST_PAUSE, Vote, resolve_precision
+from inpaint_dist.launch import LONGEST_PAUSE, Vote, algorithms_of, resolve_precision
 
 ROOT = Path(__file__).parents[1]
 TOLD = "ACCELERATE_MIXED_PRECISION"
@@ -127,3 +127,23 @@ def test_a_launchers_omp_num_threads_does_not_leave_cores_idle_and_the_flag_coun
     assert done.returncode == 0, done.stderr
     cores = usable_cores()
     assert json.loads(done.stdout) == [1, cores, cores, 1, 1]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda", True)])
+def test_deterministic_algorithms_are_a_gpus_matter_and_end_with_the_run(
+    device: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    before = torch.backends.cudnn.benchmark
+    try:
+        with algorithms_of(torch.device(device), deterministic=True):
+            assert torch.are_deterministic_algorithms_enabled() is expected
+            assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is expected
+        assert not torch.are_deterministic_algorithms_enabled()
+        with algorithms_of(torch.device(device), deterministic=False):
+            assert not torch.are_deterministic_algorithms_enabled()
+            assert torch.backends.cudnn.benchmark is (expected or before)
+    finally:
+        torch.backends.cudnn.benchmark = before
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
