@@ -1,6 +1,7 @@
 """A page about shards, in one file that needs nothing else: what they hold, what was left out, what looks wrong."""
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,7 +18,7 @@ from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.progress import Progress
 from inpaint_dist.data.shard_statistics import Copies, Rejected, SplitStatistics, find_copies, look_at, read_rejected
 from inpaint_dist.data.sharding_report import REJECTED_NAME
-from inpaint_dist.data.shards import SPLITS, ShardIndex
+from inpaint_dist.data.shards import PHOTO_EXTENSION, SPLITS, ShardIndex
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import written_whole
 
@@ -78,6 +79,8 @@ def report_shards(config: ReportConfig) -> list[str]:
     indexes = [index for split in SPLITS if len(index := ShardIndex.load(config.shards, split))]
     if not indexes:
         raise UserError(f"{config.shards} holds no sample")
+    if any(PHOTO_EXTENSION not in index.columns for index in indexes):
+        raise UserError(f"{config.shards}: its index names no photos; make the shards again with tools/make_shards.py")
     rejected = read_rejected(config.shards / REJECTED_NAME)
     splits = [_looked_at(index, config.sample) for index in indexes]
     alike = _find_alike(config, splits)
@@ -256,11 +259,13 @@ def _rejected(rejected: Sequence[Rejected]) -> str:
 
 
 def _damaged(splits: Sequence[SplitStatistics]) -> str:
-    damaged = [reason for split in splits for reason in split.damaged]
-    if not damaged:
+    found = Counter(reason for split in splits for reason in split.damaged)
+    if not found:
         return ""
-    say = f"{len(damaged):,} of the samples that were read are damaged; check_shards names all."
-    return _warning(say) + _list(damaged)
+    say = f"{found.total():,} of the samples that were read are damaged; check_shards names all."
+    return _warning(say) + _list(
+        [f"{reason} ({times} times)" * (times > 1) or reason for reason, times in found.items()]
+    )
 
 
 def _sheet(split: SplitStatistics, count: int) -> str:

@@ -187,7 +187,7 @@ def read_rejected(path: Path, names: int = 5) -> list[Rejected]:
     if not path.exists():
         return []
     found: dict[tuple[str, str], Rejected] = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 record = parse_json(line)

@@ -102,9 +102,10 @@ def test_what_was_left_out_is_listed_and_cannot_become_part_of_the_page(tmp_path
     assert second.names == ("<script>alert(1)<.jpg",)
     page = page_of(shards)
     assert "&lt;script&gt;alert(1)&lt;.jpg" in page
-    (shards / "rejected.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match=r"rejected.jsonl: line 1 is no record"):
-        page_of(shards)
+    for nonsense in (b"{}\n", b"[1]\n", b"\n", b"\x89PNG\xff\n", b'{"photo": "p"}'):
+        (shards / "rejected.jsonl").write_bytes(nonsense)
+        with pytest.raises(UserError, match=r"rejected.jsonl: line 1 is no record"):
+            page_of(shards)
 
 
 def test_copies_within_and_across_the_splits_are_named(tmp_path: Path):
@@ -139,6 +140,10 @@ def test_a_damaged_sample_is_named_and_the_rest_is_shown(tmp_path: Path):
     text = words((tmp_path / "page.html").read_text())
     assert f"{index.keys[3]}.jpg is damaged" in text
     assert "is not known: samples are damaged" in text
+    (shards / "train-000000.tar").unlink()
+    text = words(page_of(shards))
+    assert "but the index lists it (6 times)" in text
+    assert "6 of the samples that were read are damaged" in text
 
 
 @pytest.mark.skipif(find_spec("imagehash") is None, reason="imagehash is not installed (the extra `duplicates`)")
@@ -164,6 +169,11 @@ def test_what_cannot_be_is_refused_and_leaves_no_page(tmp_path: Path):
     with pytest.raises(UserError, match=r"has no index.json"):
         report_shards(ReportConfig(shards=tmp_path, out=tmp_path / "page.html"))
     shards = make(tmp_path / "set")
+    whole = (shards / "index.json").read_text()
+    (shards / "index.json").write_text(whole.replace('"jpg":', '"jpe":'))
+    with pytest.raises(UserError, match=r"its index names no photos"):
+        report_shards(ReportConfig(shards=shards, out=tmp_path / "page.html"))
+    (shards / "index.json").write_text(whole)
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match=r"--out .*taken/page.html cannot be written"):
         report_shards(ReportConfig(shards=shards, out=tmp_path / "taken/page.html"))
