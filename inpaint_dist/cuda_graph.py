@@ -6,8 +6,8 @@ A step is some hundreds of kernels of microseconds each, and Python takes longer
 import gc
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -23,6 +23,9 @@ EAGER = 3
 """Times that each kind of step runs as it is written before it is recorded: cuDNN and cuFFT choose their ways then."""
 
 
+_SPARE = 1.1  # what fragments take
+
+
 class Recorder:
     """Runs a work, from the fourth time on by a recording of it: the same kernels on the same memory.
 
@@ -36,12 +39,13 @@ class Recorder:
 
     def __init__(self, work: Work, clean_up: Callable[[], None]) -> None:
         self._work, self._clean_up = work, clean_up
-        self._is_refused = False
+        self._is_refused, self._memory = False, 0
         self.forget()
 
     def forget(self) -> None:
         """Forget all recordings: what the work changes lies elsewhere now."""
         self._recordings: dict[object, _Recording] = {}
+        self._pool: Any = torch.cuda.graph_pool_handle()
         self._seen: Counter[object] = Counter()
 
     def __call__(self, batch: Batch, **switches: bool) -> dict[str, Tensor]:
@@ -49,25 +53,52 @@ class Recorder:
         key = (*sorted(switches.items()), batch.image.shape, batch.image.stride(), batch.image.dtype)
         if key not in self._recordings:
             self._seen[key] += 1
-            if self._seen[key] <= EAGER or self._is_refused or not self._record(key, batch, switches):
+            if self._is_refused:
                 return self._work(batch, **switches)
+            if self._seen[key] <= EAGER or not self._record(key, batch, switches):
+                return self._measured(batch, switches)
         return self._recordings[key].replay(batch)
 
+    def _measured(self, batch: Batch, switches: dict[str, bool]) -> dict[str, Tensor]:
+        """Do the work as it is written, and note what memory it takes for a while."""
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        made = self._work(batch, **switches)
+        self._memory = torch.cuda.max_memory_allocated() - before
+        return made
+
     def _record(self, key: object, batch: Batch, switches: dict[str, bool]) -> bool:
+        """Record a kind of step; whether that went well."""
+        reason = _lacks(self._memory * (1 if self._recordings else 2)) or self._failed(key, batch, switches)
+        if reason:
+            self._is_refused = True
+            warnings.warn(
+                f"steps are not recorded as a CUDA graph, and slower for it: {reason}", RuntimeWarning, stacklevel=3
+            )
+        return not reason
+
+    def _failed(self, key: object, batch: Batch, switches: dict[str, bool]) -> str:
+        """Record; why that failed, if it did: an operation that waits for the host, or too little memory."""
         before = torch.cuda.current_stream()
         try:
-            self._recordings[key] = _Recording(self._work, batch, switches, self._recordings.values())
-        except RuntimeError as error:  # an operation that waits for the host, or too little memory
+            self._recordings[key] = _Recording(self._work, batch, switches, self._pool)
+        except RuntimeError as error:
             torch.cuda.set_stream(before)  # a recording that failed leaves its own
+            with suppress(Exception):  # and an allocator that would give nothing back from here on
+                torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
             self._clean_up()
-            self._is_refused = True
             torch.cuda.empty_cache()
-            reason = str(error.__context__ or error).partition("\n")[0]
-            warnings.warn(
-                f"steps are not recorded as a CUDA graph, and slower for it: {reason}", RuntimeWarning, stacklevel=2
-            )
-            return False
-        return True
+            return str(error.__context__ or error).partition("\n")[0]
+        return ""
+
+
+def _lacks(memory: int) -> str:
+    """Whether so many bytes, a recording's own and those of steps that are not recorded beside it, are not free."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    if free >= memory * _SPARE:
+        return ""
+    return f"it takes {memory / 2**30:.1f} GiB more, and {free / 2**30:.1f} are free"
 
 
 @contextmanager
@@ -86,11 +117,10 @@ def _no_collection() -> Iterator[None]:
 class _Recording:
     """One recording, and the memory that it reads from and writes to."""
 
-    def __init__(self, work: Work, batch: Batch, switches: dict[str, bool], others: Iterable["_Recording"]) -> None:
+    def __init__(self, work: Work, batch: Batch, switches: dict[str, bool], pool: Any) -> None:
         luck = None if batch.luck is None else batch.luck.clone()
         self._batch = replace(batch, image=batch.image.clone(), mask=batch.mask.clone(), luck=luck)
         self.graph = torch.cuda.CUDAGraph()
-        pool: Any = next((other.graph.pool() for other in others), None)
         # Of this thread alone: others decode photos and wait for copies meanwhile.
         with _no_collection(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             made = work(self._batch, **switches)

@@ -189,6 +189,8 @@ class Trainer:
         self.discriminator.requires_grad_(True)
         for optimizer in (self.optimizer_d, self.optimizer_g):
             optimizer.zero_grad(set_to_none=True)
+        for scaler in (self._scaler_d, self._scaler_g):
+            scaler._per_optimizer_states.clear()  # else it says that it unscaled already
 
     def _before_g_is_known(self) -> list[Tensor]:
         """What a step has changed when G's gradient is checked: D, statistics of batch norm, fp16's scales."""

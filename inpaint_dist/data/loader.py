@@ -6,7 +6,7 @@ Nothing here is ever given to accelerate.prepare, which would dispatch from rank
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -205,7 +205,7 @@ class Loader:
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._handed_out: deque[torch.cuda.Event] = deque()
+        self._handed_out: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
 
     def draws(self, step: int, order: Order | None = None) -> list[Draw]:
         """What this rank reads in a step: its slice of the global batch."""
@@ -310,8 +310,8 @@ class Loader:
         On a GPU the copies have a stream of their own, so that they go on beside the step before.
         """
         if len(self._handed_out) == _ON_DEVICE:
-            self._handed_out.popleft().synchronize()
-        with torch.cuda.stream(self._copies):
+            self._handed_out.popleft()[0].synchronize()
+        with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
             pixels, bits, flips = copies = [
                 tensor.to(self.device, non_blocking=True, copy=True)
                 for tensor in (buffers.pixels, buffers.bits, buffers.flips)
@@ -321,14 +321,15 @@ class Loader:
             self._copies.record_event(copied)
             steps.wait_event(copied)
             buffers.copied = copied
-            self._handed_out.append(torch.cuda.Event(blocking=True))
-            steps.record_event(self._handed_out[-1])  # after all steps before
-            for tensor in copies:
-                tensor.record_stream(steps)  # else its memory is the next copy's while the step still reads it
         flips, mask = flips[:, None, None, None], mask_from_bits(bits, self.index.size)
         pixels = torch.where(flips, pixels.flip(2), pixels)  # a quarter of the bytes that the image will have
         keys = tuple(self.index.keys[draw.index] for draw in draws)
-        return Batch(image_from_uint8(pixels), torch.where(flips, mask.flip(3), mask), keys)
+        batch = Batch(image_from_uint8(pixels), torch.where(flips, mask.flip(3), mask), keys)
+        if self._copies is not None:
+            read = torch.cuda.Event(blocking=True)
+            torch.cuda.current_stream(self.device).record_event(read)  # after all steps before, too
+            self._handed_out.append((read, copies))  # kept: their memory is of the copies' stream, which would reuse it
+        return batch
 
 
 def _sizes(index: ShardIndex, samples: int) -> list[int]:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = {"train": "#0072B2", "val": "#E69F00"}
-_LISTED = 20  # names of a kind that the page shows
+_LISTED = 20  # names or reasons of a kind that the page shows
+_LETTERS = 500  # of one of them
 _STYLE = """
 body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; }
 body { color: #222; background: #fff; }
@@ -88,7 +89,7 @@ def report_shards(config: ReportConfig) -> list[str]:
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(config.out) as part:
-            part.write_text(page, encoding="utf-8")
+            part.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"--out {config.out} cannot be written ({error.strerror})") from None
     damaged = sum(len(split.damaged) for split in splits)
@@ -107,8 +108,13 @@ def _find_alike(config: ReportConfig, splits: Sequence[SplitStatistics]) -> list
         return "this was not asked for (--near-duplicates)"
     if any(split.damaged for split in splits):
         return "samples are damaged"
-    with Progress("near duplicates", sum(len(split.index) for split in splits), "photo") as progress:
-        return find_near_copies(config.shards, progress.update)
+    if len(splits) < len(SPLITS):
+        return "there is one split alone"
+    try:
+        with Progress("near duplicates", sum(len(split.index) for split in splits), "photo") as progress:
+            return find_near_copies(config.shards, progress.update)
+    except UserError as error:
+        return str(error)
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -117,7 +123,7 @@ def _find_alike(config: ReportConfig, splits: Sequence[SplitStatistics]) -> list
 def _page(
     config: ReportConfig,
     splits: Sequence[SplitStatistics],
-    rejected: Sequence[Rejected],
+    rejected: Sequence[Rejected] | None,
     copies: Sequence[Copies],
     alike: Sequence[Alike] | str,
 ) -> str:
@@ -246,16 +252,20 @@ def _copies(copies: Sequence[Copies], alike: Sequence[Alike] | str) -> str:
     else:
         text += "<p>No two photos are equal, byte for byte.</p>"
     if isinstance(alike, str):
-        return text + f"<p>Whether photos of val look like one of train is not known: {alike}.</p>"
+        return text + f"<p>Whether photos of val look like one of train is not known: {escape(alike)}.</p>"
     return text + f"<p>{len(alike):,} photos of val look like one of train.</p>" + _list([str(each) for each in alike])
 
 
-def _rejected(rejected: Sequence[Rejected]) -> str:
+def _rejected(rejected: Sequence[Rejected] | None) -> str:
+    if rejected is None:
+        return f"<p>There is no {REJECTED_NAME} that would say it.</p>"
     if not rejected:
         return "<p>Nothing was left out.</p>"
-    rows = [["what", "how many", "reason", "such as"]]
-    rows += [[each.kind, f"{each.times:,}", each.reason, ", ".join(each.names)] for each in rejected]
-    return _table(rows)
+    rows = [["what", "how many", "reason (of the first)", "such as"]]
+    for each in rejected[:_LISTED]:
+        rows.append([each.kind, f"{each.times:,}", each.reason[:_LETTERS], ", ".join(each.names)[:_LETTERS]])
+    more = sum(each.times for each in rejected[_LISTED:])
+    return _table(rows) + f"<p>and {more:,} more, for other reasons</p>" * (more > 0)
 
 
 def _damaged(splits: Sequence[SplitStatistics]) -> str:
@@ -280,6 +290,8 @@ def _sheet(split: SplitStatistics, count: int) -> str:
 
 
 def _settings(index: ShardIndex) -> str:
+    if not isinstance(index.settings, Mapping):
+        return f"<p>{escape(str(index.settings))}</p>"
     return _table([[name, _said(value)] for name, value in index.settings.items()])
 
 

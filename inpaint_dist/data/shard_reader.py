@@ -67,7 +67,8 @@ class ShardReader:
                 end, last = members[last].offset + members[last].size, last + 1
             run = room[place : place + end - start]
             try:
-                is_whole = os.preadv(self._shard(shard).descriptor, [run], start) == end - start
+                opened = self._shard(shard)  # it closes with its last user
+                is_whole = os.preadv(opened.descriptor, [run], start) == end - start
             except OSError:
                 is_whole = False  # `read` says it below
             for number, member in enumerate(members[first:last], first):

@@ -178,24 +178,32 @@ class Rejected(NamedTuple):
     """The first few."""
 
 
-def read_rejected(path: Path, names: int = 5) -> list[Rejected]:
-    """What rejected.jsonl lists, by reason, the most frequent first; reasons that differ in numbers alone are one.
+def read_rejected(path: Path, names: int = 5) -> list[Rejected] | None:
+    """What rejected.jsonl lists, by reason, the most frequent first; None where there is no such file.
+
+    Reasons that differ in numbers alone, or in whose bytes a photo has, are one.
 
     Raises:
         UserError: a line of it is no record.
     """
-    if not path.exists():
-        return []
     found: dict[tuple[str, str], Rejected] = {}
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    try:
+        lines = path.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    with lines:
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 record = parse_json(line)
                 kind = next(kind for kind in ("photo", "mask", "file") if kind in record)
                 name, reason = str(record[kind]), str(record["reason"])
             except (ValueError, KeyError, TypeError, StopIteration):
                 raise UserError(f"{path}: line {number} is no record of something left out; remove the line") from None
-            same = (kind, "".join(letter for letter in reason if not letter.isdigit()))
+            same = (kind, "".join(letter for letter in reason.partition("same bytes as")[0] if not letter.isdigit()))
             before = found.get(same, Rejected(kind, reason, 0, ()))
             shown = (*before.names, name) if before.times < names else before.names
             found[same] = before._replace(times=before.times + 1, names=shown)

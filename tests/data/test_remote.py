@@ -463,12 +463,15 @@ def test_a_lock_goes_with_its_process_and_means_in_use(server, tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_reader_of_remote_shards_keeps_none_in_use(server, tmp_path):
+def test_a_reader_of_remote_shards_keeps_none_in_use(server, tmp_path, monkeypatch):
     from dataclasses import replace
 
     remote = a_remote(server.url, tmp_path / "cache")
     reader = ShardReader(replace(an_index(remote), remote=remote))
-    reader.read(0, "jpg")
+    expected = [reader.read(0, "jpg"), reader.read(0, "mask.png")]
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "read", None)  # read together, they need it not
+        assert [bytes(data) for data in reader.read_together([(0, "jpg"), (0, "mask.png")])] == expected
     path = next((tmp_path / "cache").glob("*.tar"))
     with path.open("r+b") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -96,16 +96,32 @@ def test_what_was_left_out_is_listed_and_cannot_become_part_of_the_page(tmp_path
     with (shards / "rejected.jsonl").open("a") as file:
         for number in range(7):
             file.write(json.dumps({"photo": f"p{number}", "reason": f"is {number} pixels wide"}) + "\n")
-    (first, second) = read_rejected(shards / "rejected.jsonl")
+        for number in range(3):
+            file.write(json.dumps({"photo": f"c{number}", "reason": f"the same bytes as {'abc'[number]}.jpg"}) + "\n")
+        file.write("\n")
+    first, third, second = read_rejected(shards / "rejected.jsonl") or ()
+    assert (third.times, third.reason) == (3, "the same bytes as a.jpg")
     assert (first.kind, first.times, first.reason) == ("photo", 7, "is 0 pixels wide")
     assert first.names == ("p0", "p1", "p2", "p3", "p4")
     assert second.names == ("<script>alert(1)<.jpg",)
     page = page_of(shards)
     assert "&lt;script&gt;alert(1)&lt;.jpg" in page
-    for nonsense in (b"{}\n", b"[1]\n", b"\n", b"\x89PNG\xff\n", b'{"photo": "p"}'):
+    for nonsense in (b"{}\n", b"[1]\n", b"\x89PNG\xff\n", b'{"photo": "p"}'):
         (shards / "rejected.jsonl").write_bytes(nonsense)
         with pytest.raises(UserError, match=r"rejected.jsonl: line 1 is no record"):
             page_of(shards)
+    with (shards / "rejected.jsonl").open("w") as file:
+        for number in range(30):
+            letters = chr(ord("a") + number % 26) * (1 + number // 26)
+            file.write(json.dumps({"file": "x" * 9999, "reason": f"\ud800 {letters}"}) + "\n")
+    page = page_of(shards)
+    assert "and 10 more, for other reasons" in words(page)
+    assert "x" * 501 not in page
+    (shards / "rejected.jsonl").unlink()
+    assert "There is no rejected.jsonl" in words(page_of(shards))
+    (shards / "rejected.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"rejected.jsonl cannot be read"):
+        page_of(shards)
 
 
 def test_copies_within_and_across_the_splits_are_named(tmp_path: Path):
@@ -140,6 +156,8 @@ def test_a_damaged_sample_is_named_and_the_rest_is_shown(tmp_path: Path):
     text = words((tmp_path / "page.html").read_text())
     assert f"{index.keys[3]}.jpg is damaged" in text
     assert "is not known: samples are damaged" in text
+    report_shards(ReportConfig(shards=shards, out=tmp_path / "page.html", near_duplicates=True, sample=1))
+    assert re.search(r"is not known: .*is damaged", words((tmp_path / "page.html").read_text()))
     (shards / "train-000000.tar").unlink()
     text = words(page_of(shards))
     assert "but the index lists it (6 times)" in text
@@ -157,6 +175,7 @@ def test_photos_of_val_that_look_like_one_of_train_are_listed(tmp_path: Path):
 def test_a_single_photo_without_val_has_a_page(tmp_path: Path):
     text = words(page_of(make(tmp_path, train=1, val=0)))
     assert "samples 1 shards 1" in text
+    assert "is not known: there is one split alone" in words(page_of(tmp_path / "out", near_duplicates=True))
 
 
 def test_what_cannot_be_is_refused_and_leaves_no_page(tmp_path: Path):
