@@ -64,7 +64,7 @@ class Recorder:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         made = self._work(batch, **switches)
-        self._memory = torch.cuda.max_memory_allocated() - before
+        self._memory = max(self._memory, torch.cuda.max_memory_allocated() - before)
         return made
 
     def _record(self, key: object, batch: Batch, switches: dict[str, bool]) -> bool:
@@ -86,6 +86,7 @@ class Recorder:
             torch.cuda.set_stream(before)  # a recording that failed leaves its own
             with suppress(Exception):  # and an allocator that would give nothing back from here on
                 torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
+                torch._C._cuda_releasePool(before.device_index, self._pool)
             self._clean_up()
             torch.cuda.empty_cache()
             return str(error.__context__ or error).partition("\n")[0]

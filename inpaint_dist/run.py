@@ -151,7 +151,8 @@ class Run:
             batches = repeat(self.sources.first(), self.total - start)
         else:
             batches = self.sources.loader.batches(start + self.passed_over, self.total + self.passed_over)
-        return enumerate(self.meter.waiting(batches), start + 1)
+        loader = self.sources.loader
+        return enumerate(self.meter.waiting(batches, lambda: getattr(loader, "device_behind", 0.0)), start + 1)
 
     def is_stuck(self) -> bool:
         """Tell of the steps skipped since the last look; whether they are too many in a row to go on. Collective."""

@@ -16,11 +16,13 @@ def test_what_cannot_be_recorded_goes_on_as_it_is_written(free: float, monkeypat
     for name in ("reset_peak_memory_stats", "empty_cache", "set_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1 << 29)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 << 29)
+    peaks = iter([2 << 29, 3 << 29] + [2 << 29] * 99)  # the largest counts
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * 2**30), 80 << 30))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: torch.Stream("cpu"))
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: ended.append(given), raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *given: ended.append(given), raising=False)
 
     def refuse(*_: object) -> None:
         raise RuntimeError("it waits\nfor the host")
@@ -40,7 +42,7 @@ def test_what_cannot_be_recorded_goes_on_as_it_is_written(free: float, monkeypat
     with pytest.warns(RuntimeWarning, match=said):
         recorder(batch, measure=False)
     assert cleaned == [True] * (free == ENOUGH)
-    assert [pool for _, pool in ended] == [(0, 1)] * (free == ENOUGH)
+    assert [pool for _, pool in ended] == [(0, 1)] * 2 * (free == ENOUGH)
     for _ in range(EAGER + 1):
         recorder(batch, measure=True)
     assert done == [False] * (EAGER + 1) + [True] * (EAGER + 1)

@@ -3,6 +3,7 @@
 Nothing here is ever given to accelerate.prepare, which would dispatch from rank 0 or split a second time.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -205,6 +206,8 @@ class Loader:
         """The samples that could not be read, up to the batch that was handed out last."""
         self.threads = decoders(config.workers)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.device_behind = 0.0
+        """Seconds in which batches waited for the device, and not the device for them."""
         self._handed_out: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
 
     def draws(self, step: int, order: Order | None = None) -> list[Draw]:
@@ -310,7 +313,9 @@ class Loader:
         On a GPU the copies have a stream of their own, so that they go on beside the step before.
         """
         if len(self._handed_out) == _ON_DEVICE:
+            before = time.perf_counter()
             self._handed_out.popleft()[0].synchronize()
+            self.device_behind += time.perf_counter() - before
         with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
             pixels, bits, flips = copies = [
                 tensor.to(self.device, non_blocking=True, copy=True)

@@ -1,7 +1,7 @@
 """Samples of indexed shards, decoded into buffers; what cannot be read is replaced by a function of the draw alone."""
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import simplejpeg
@@ -57,7 +57,6 @@ class SampleDecoder:
         if hole_ratios is not None:
             for family in {*self.mixture.names} - {*STORED}:
                 hole_ratios.check(family, index.size)
-        self._epoch_state = lru_cache(maxsize=4)(partial(mix, seed))
         self._samples = len(index) if samples is None else samples
         self._mask_counts = mask_counts(index)
         self._has_pool = "pool" in self.mixture.names
@@ -253,10 +252,13 @@ class SampleDecoder:
 
     def _random(self, draw: Draw, purpose: int, below: int) -> int:
         """A whole number in [0, below) that is a function of seed, epoch, sample and purpose alone."""
-        return mix(draw.index, purpose, state=self._epoch_state(draw.epoch)) % below if below > 1 else 0
+        return mix(draw.index, purpose, state=_epoch_state(self.seed, draw.epoch)) % below if below > 1 else 0
 
     def _name(self, sample: int) -> str:
         return f"{self._shards[self.index.shard_of.item(sample)]}: {self.index.keys[sample]}"
+
+
+_epoch_state = lru_cache(maxsize=8)(mix)
 
 
 def mask_counts(index: ShardIndex) -> NDArray[np.int32]:

@@ -1,7 +1,7 @@
 """How fast a run is going and what it waits for."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -15,16 +15,21 @@ class Meter:
         self._waited, self._steps = 0.0, 0
         self._since = time.perf_counter()
 
-    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Hand the items on, counting the time that each was waited for."""
+    def waiting(self, items: Iterable[Item], aside: Callable[[], float] = float) -> Iterator[Item]:
+        """Hand the items on, counting the time that each was waited for.
+
+        Args:
+            items: what is waited for.
+            aside: seconds up to now in which their maker waited for something else, which do not count.
+        """
         iterator = iter(items)
         while True:
-            before = time.perf_counter()
+            before = time.perf_counter() - aside()
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - before
+            self._waited += time.perf_counter() - aside() - before
             self._steps += 1
             yield item
 

@@ -1,3 +1,5 @@
+import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from inpaint_dist.data.loader import DataConfig, Loader
 from inpaint_dist.data.photos import decode_photo
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError, UserError
+from inpaint_dist.tracking.meter import Meter
 
 CPU = torch.device("cpu")
 
@@ -119,3 +122,22 @@ def test_batch_sizes_are_checked_against_processes_and_parts():
         DataConfig(mask_source="lama")
     with pytest.raises(UsageError, match=r"--mask-source objects:nowhere: .*no such file or folder"):
         DataConfig(mask_source="objects:nowhere")
+
+
+def test_a_wait_for_the_device_is_no_wait_for_data(shards: Path):
+    """A device that is four batches behind holds the next one up: the loader says for how long."""
+
+    class Late:
+        def synchronize(self) -> None:
+            time.sleep(0.05)
+
+    loader, meter = a_loader(shards, workers=0), Meter(4, 9)
+    loader._handed_out.extend([(Late(), [])] * 4)  # type: ignore[list-item]
+    assert sum(1 for _ in meter.waiting(loader.batches(0, 1), lambda: loader.device_behind)) == 1
+    assert loader.device_behind >= 0.05
+    assert meter.read(1)["data_wait"] < 0.6
+
+
+def test_a_decoder_goes_to_other_processes(shards: Path):
+    decoder = a_loader(shards).decoder
+    assert pickle.loads(pickle.dumps(decoder)).read_photo(0) == decoder.read_photo(0)
