@@ -55,7 +55,7 @@ def show_shards(config: SheetConfig) -> list[str]:
     if not indexes:
         raise UserError(f"{config.shards} holds no sample")
     ratios = {split: hole_ratios(index) for split, index in indexes.items()}
-    parts = [draw_samples(index, chosen) for index, chosen in _choose(indexes, config.count)]
+    parts = [_draw_samples(index, chosen) for index, chosen in _choose(indexes, config.count)]
     parts.append(_histograms(ratios, width=parts[0].shape[1]))
     _, encoded = cv2.imencode(config.out.suffix.lower(), np.vstack(parts)[..., ::-1])
     try:
@@ -94,16 +94,16 @@ def _choose(indexes: dict[str, ShardIndex], count: int) -> list[tuple[ShardIndex
     return chosen
 
 
-def draw_samples(index: ShardIndex, chosen: Sequence[int]) -> Pixels:
+def _draw_samples(index: ShardIndex, chosen: Sequence[int]) -> Pixels:
     """Photo | mask | masked of the chosen samples, two side by side; uint8 (H, W, 3) RGB."""
     with ShardReader(index) as reader:
-        cells = [_cell(reader, i) for i in chosen]
+        cells = [draw_sample(reader, i) for i in chosen]
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % _ACROSS)
     rows = [np.hstack(cells[first : first + _ACROSS]) for first in range(0, len(cells), _ACROSS)]
     return np.vstack(rows)
 
 
-def _cell(reader: ShardReader, i: int) -> Pixels:
+def draw_sample(reader: ShardReader, i: int) -> Pixels:
     """One sample: photo | mask | masked under its key; (label + tile + gap, 3 * (tile + gap), 3)."""
     index = reader.index
     key = index.keys[i]

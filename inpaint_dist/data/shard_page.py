@@ -2,30 +2,28 @@
 
 import base64
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from inpaint_dist.data.contact_sheet import draw_samples
+from inpaint_dist.data.contact_sheet import draw_sample
 from inpaint_dist.data.near_copies import Alike, find_near_copies
 from inpaint_dist.data.opencv import cv2
 from inpaint_dist.data.progress import Progress
+from inpaint_dist.data.shard_figures import brightness_figure, bytes_figure, hole_figure, source_figure
+from inpaint_dist.data.shard_reader import ShardReader
 from inpaint_dist.data.shard_statistics import Copies, Rejected, SplitStatistics, find_copies, look_at, read_rejected
 from inpaint_dist.data.sharding_report import REJECTED_NAME
 from inpaint_dist.data.shards import PHOTO_EXTENSION, SPLITS, ShardIndex
 from inpaint_dist.errors import UsageError, UserError
 from inpaint_dist.host import written_whole
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_COLOURS = {"train": "#0072B2", "val": "#E69F00"}
 _LISTED = 20  # names or reasons of a kind that the page shows
 _LETTERS = 500  # of one of them
 _STYLE = """
@@ -33,9 +31,12 @@ body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 syst
 body { color: #222; background: #fff; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 table { border-collapse: collapse; } th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.warning { border-left: 4px solid #C2410C; padding-left: .8rem; } code { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; } td.n, th.n { text-align: right; } td.n { white-space: nowrap; }
+td.n { font-variant-numeric: tabular-nums; } h1, code { overflow-wrap: anywhere; } .wide { overflow-x: auto; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.figure { max-width: 42rem; margin: 1rem 0; }
+.samples { display: flex; flex-wrap: wrap; gap: .5rem; } .samples img { flex: 0 1 35rem; min-width: 0; }
+.warning { border-left: 4px solid #C2410C; padding-left: .8rem; }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818; } h2 { border-color: #555; } }
 @media print { h2 { break-after: avoid; } img { break-inside: avoid; } }
 """
@@ -85,7 +86,7 @@ def report_shards(config: ReportConfig) -> list[str]:
     rejected = read_rejected(config.shards / REJECTED_NAME)
     splits = [_looked_at(index, config.sample) for index in indexes]
     alike = _find_alike(config, splits)
-    page = _page(config, splits, rejected, find_copies(indexes), alike)
+    page = _page(config, splits, rejected, _copies(*find_copies(indexes)) + _alike(alike))
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(config.out) as part:
@@ -105,7 +106,7 @@ def _looked_at(index: ShardIndex, most: int) -> SplitStatistics:
 def _find_alike(config: ReportConfig, splits: Sequence[SplitStatistics]) -> list[Alike] | str:
     """Photos of val that look like one of train, or why nobody looked."""
     if not config.near_duplicates:
-        return "this was not asked for (--near-duplicates)"
+        return 'this was not asked for (--near-duplicates; it needs pip install -e ".[duplicates]")'
     if any(split.damaged for split in splits):
         return "samples are damaged"
     if len(splits) < len(SPLITS):
@@ -124,19 +125,18 @@ def _page(
     config: ReportConfig,
     splits: Sequence[SplitStatistics],
     rejected: Sequence[Rejected] | None,
-    copies: Sequence[Copies],
-    alike: Sequence[Alike] | str,
+    copies: str,
 ) -> str:
     title = f"Shards: {escape(str(config.shards))}"
     sections = {
         "What they hold": _counts(splits),
         "Holes": _holes(splits),
         "Photos": _photos(splits),
-        "Copies": _copies(copies, alike),
+        "Copies": copies,
         "Left out": _rejected(rejected),
         "Damaged": _damaged(splits),
-        "Samples": "".join(_sheet(split, config.count) for split in splits),
-        "How they were made": _settings(splits[0].index),
+        "Samples": "".join(_samples(split, config.count) for split in splits),
+        "How they were made": _settings(splits),
     }
     body = "".join(f"<h2>{name}</h2>\n{text}\n" for name, text in sections.items() if text)
     return (
@@ -147,98 +147,85 @@ def _page(
 
 
 def _counts(splits: Sequence[SplitStatistics]) -> str:
-    rows: dict[str, list[str]] = {"": [], "samples": [], "shards": [], "MB": [], "masks": []}
-    rows |= {"bytes of a photo, mean": [], "smallest and largest": [], "pixels": [], "fingerprint": []}
-    for split in splits:
-        index, sizes = split.index, split.photo_bytes
-        cells = [
-            index.split,
-            f"{len(index):,}",
-            f"{len(index.shards):,}",
-            f"{split.bytes / 1e6:,.1f}",
-            f"{split.masks:,}",
-        ]
-        cells += [f"{sizes.mean():,.0f}", f"{sizes.min():,} and {sizes.max():,}", f"{index.size} x {index.size}"]
-        for row, cell in zip(rows.values(), [*cells, index.fingerprint[:16]], strict=True):
-            row.append(cell)
-    return _table([[name, *row] for name, row in rows.items()], numbers=True)
+    columns = [_count(split) for split in splits]
+    rows = [[cells[0][0], *(cell for _, cell in cells)] for cells in zip(*columns, strict=True)]
+    read = " and ".join(f"{len(each.looked):,} of {len(each.index):,} {each.index.split} samples" for each in splits)
+    text = f"<p>Holes, brightness and sources below are those of {read}, spread evenly.</p>"
+    return _table(["", *(split.index.split for split in splits)], rows, numbers=True) + text
+
+
+def _count(split: SplitStatistics) -> list[tuple[str, str]]:
+    """What the index says of a split: names and values."""
+    index, each = split.index, split.masks_of_each
+    least, most = each.min(), each.max()
+    return [
+        ("samples", f"{len(index):,}"),
+        ("shards", f"{len(index.shards):,}"),
+        ("MB", f"{split.bytes / 1e6:,.1f}"),
+        ("pixels of a side", f"{index.size:,}"),
+        *_sizes("photo", split.photo_bytes),
+        ("masks", f"{each.sum():,}"),
+        ("masks of a photo", f"{least:,}" if least == most else f"{least:,} to {most:,}"),
+        *_sizes("mask", split.mask_bytes),
+    ]
+
+
+def _sizes(what: str, sizes: NDArray[np.int64]) -> list[tuple[str, str]]:
+    values = (f"{sizes.mean():,.0f}", f"{sizes.min():,}", f"{sizes.max():,}") if len(sizes) else ("", "", "")
+    return [
+        *zip((f"bytes of a {what}, mean", f"of the smallest {what}", f"of the largest {what}"), values, strict=True)
+    ]
 
 
 def _holes(splits: Sequence[SplitStatistics]) -> str:
-    masks = np.concatenate([split.ratios for split in splits])
-    if not len(masks):
+    splits = [split for split in splits if len(split.ratios)]
+    if not splits:
         return _warning("No sample that was read has a mask.")
-    rows = [["", "masks read", "mean hole", "more than half hole", "hole at the edge", "no hole"]]
+    rows = list[list[str]]()
     for split in splits:
         ratios = split.ratios
-        if len(ratios):
-            shares = (ratios.mean(), (ratios > 0.5).mean(), split.at_edge, (ratios == 0).mean())
-            rows.append([split.index.split, f"{len(ratios):,}", *(f"{share:.1%}" for share in shares)])
-    if masks.mean() > 0.5:
-        verdict = _warning(
-            "More than half of the pictures is hole. If white is what is known in your masks, make the shards again "
-            "with --invert-masks."
-        )
-    else:
-        verdict = "<p>Holes are white in the masks below, and the smaller part of the pictures, as is usual.</p>"
+        shares = (ratios.mean(), (ratios > 0.5).mean(), split.at_edge, (ratios == 0).mean())
+        rows.append([split.index.split, f"{len(ratios):,}", *(f"{share:.1%}" for share in shares)])
+    head = ["", "masks read", "mean hole", "more than half hole", "hole at the edge", "no hole"]
+    picture = _figure(hole_figure(splits), "Hole ratios of train and val by buckets of ten per cent")
+    return _polarity(splits) + _table(head, rows, numbers=True) + picture
 
-    def draw(axes: "Axes") -> None:
-        edges = np.linspace(0, 1, 11)
-        width = 0.8 / len(splits)
-        for number, split in enumerate(splits):
-            counts, _ = np.histogram(split.ratios, edges)
-            left = np.arange(10) + (number + 0.5) * width - 0.4
-            name = split.index.split
-            axes.bar(left, counts / max(1, counts.sum()), width, color=_COLOURS[name], label=name)
-        axes.set_xticks(range(10), [f"{low}-{low + 10}" for low in range(0, 100, 10)])
-        axes.set_xlabel("share of the picture that is hole, per cent")
-        axes.set_ylabel("share of the masks")
 
-    return (
-        verdict + _table(rows, numbers=True) + _figure(draw, "Hole ratios of train and val by buckets of ten per cent")
+def _polarity(splits: Sequence[SplitStatistics]) -> str:
+    """Whether white looks like hole, of each split on its own: a few inverted masks of val are lost among train's."""
+    large = [split.index.split for split in splits if split.ratios.mean() > 0.5]
+    if not large:
+        return "<p>Holes are white in the masks below, and the smaller part of the pictures, as is usual.</p>"
+    settings = splits[0].index.settings
+    how = "without" if isinstance(settings, Mapping) and settings.get("invert_masks") is True else "with"
+    return _warning(
+        f"More than half of the pictures of {' and of '.join(large)} is hole. If white is what is known in your masks, "
+        f"make the shards again {how} --invert-masks."
     )
 
 
 def _photos(splits: Sequence[SplitStatistics]) -> str:
-    looked = [sample for split in splits for sample in split.looked]
-    if not looked:
+    if not any(split.looked for split in splits):
         return ""
-
-    def brightness(axes: "Axes") -> None:
-        for split in splits:
-            values = [sample.brightness for sample in split.looked]
-            _steps(axes, split, values, np.linspace(0, 1, 26))
-        axes.set_xlabel("mean brightness of a photo, 0 = black, 1 = white")
-        axes.set_ylabel("share of the photos")
-
-    text = f"<p>Of {len(looked):,} photos that were read.</p>"
-    text += _figure(brightness, "Brightness of the photos of train and val")
-    sides = {split: [min(s.width, s.height) for s in split.looked if s.width and s.height] for split in splits}
-    known = np.array([side for values in sides.values() for side in values])
+    text = _figure(brightness_figure(splits), "Mean brightness of the photos of train and val")
+    known = np.concatenate([split.source_sides for split in splits])
     if not len(known):
-        return text + "<p>The shards do not say how large the photos were that they were made of.</p>"
-    size = splits[0].index.size
-    smaller = int((known < size).sum())
+        text += (
+            "<p>The shards do not say how large the photos were that they were made of. How many bytes the files of "
+            "their own photos have, of all of them:</p>"
+        )
+        return text + _figure(bytes_figure(splits), "Bytes of the photos of train and val")
+    least, most, size = known.min(), known.max(), splits[0].index.size
     text += (
-        f"<p>Short sides of the photos that they were made of: {known.min():,} to {known.max():,} pixels, the median "
+        f"<p>Short sides of the photos that they were made of: {least:,} to {most:,} pixels, the median "
+        f"{int(np.median(known)):,}; {int((known < size).sum()):,} of {len(known):,} were smaller than {size}.</p>"
     )
-    text += f"{int(np.median(known)):,}; {smaller:,} of {len(known):,} were smaller than {size}.</p>"
-
-    def resolution(axes: "Axes") -> None:
-        edges = np.geomspace(max(1, known.min()), known.max() + 1, 26)
-        for split, values in sides.items():
-            _steps(axes, split, values, edges)
-        axes.set_xscale("log")
-        axes.set_xlabel("short side of the source, pixels")
-        axes.set_ylabel("share of the photos")
-        ticks = sorted({round(edge) for edge in edges[::5]})
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.minorticks_off()
-
-    return text + _figure(resolution, "Resolution of the sources of train and val")
+    if least == most:  # nothing to draw
+        return text
+    return text + _figure(source_figure(splits), "Resolution of the sources of train and val")
 
 
-def _copies(copies: Sequence[Copies], alike: Sequence[Alike] | str) -> str:
+def _copies(copies: Sequence[Copies], unread: int) -> str:
     leaks = [each for each in copies if each.leak]
     text = ""
     if leaks:
@@ -249,11 +236,22 @@ def _copies(copies: Sequence[Copies], alike: Sequence[Alike] | str) -> str:
     if copies:
         listed = [" = ".join(each.names) for each in (*leaks, *(each for each in copies if not each.leak))]
         text += f"<p>{len(copies):,} photos are there more than once:</p>{_list(listed)}"
-    else:
+    elif not unread:
         text += "<p>No two photos are equal, byte for byte.</p>"
+    if unread:
+        text += _warning(
+            f"{unread:,} photos have the size and checksum of another one, but cannot be read: whether they are copies "
+            "is not known."
+        )
+    return text
+
+
+def _alike(alike: Sequence[Alike] | str) -> str:
     if isinstance(alike, str):
-        return text + f"<p>Whether photos of val look like one of train is not known: {escape(alike)}.</p>"
-    return text + f"<p>{len(alike):,} photos of val look like one of train.</p>" + _list([str(each) for each in alike])
+        return f"<p>Whether photos of val look like one of train is not known: {escape(alike)}.</p>"
+    if not alike:
+        return "<p>No photo of val looks like one of train.</p>"
+    return f"<p>{len(alike):,} photos of val look like one of train:</p>" + _list([str(each) for each in alike])
 
 
 def _rejected(rejected: Sequence[Rejected] | None) -> str:
@@ -261,11 +259,12 @@ def _rejected(rejected: Sequence[Rejected] | None) -> str:
         return f"<p>There is no {REJECTED_NAME} that would say it.</p>"
     if not rejected:
         return "<p>Nothing was left out.</p>"
-    rows = [["what", "how many", "reason (of the first)", "such as"]]
+    rows = list[list[str]]()
     for each in rejected[:_LISTED]:
         rows.append([each.kind, f"{each.times:,}", each.reason[:_LETTERS], ", ".join(each.names)[:_LETTERS]])
     more = sum(each.times for each in rejected[_LISTED:])
-    return _table(rows) + f"<p>and {more:,} more, for other reasons</p>" * (more > 0)
+    table = _table(["what", "how many", "reason (of the first)", "such as"], rows)
+    return table + f"<p>and {more:,} more, for other reasons</p>" * (more > 0)
 
 
 def _damaged(splits: Sequence[SplitStatistics]) -> str:
@@ -278,21 +277,26 @@ def _damaged(splits: Sequence[SplitStatistics]) -> str:
     )
 
 
-def _sheet(split: SplitStatistics, count: int) -> str:
+def _samples(split: SplitStatistics, count: int) -> str:
     readable = [sample.number for sample in split.looked if sample.ratios]
     if not readable:
         return ""
     wanted = min(count, len(readable))
-    chosen = [readable[place * len(readable) // wanted] for place in range(wanted)]
-    _, encoded = cv2.imencode(".jpg", draw_samples(split.index, chosen)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     name = split.index.split
-    return f"<p>{name}: photo, mask, masked</p>{_image(encoded.tobytes(), 'jpeg', f'Samples of {name}')}"
+    pictures = list[str]()
+    with ShardReader(split.index) as reader:
+        for number in (readable[place * len(readable) // wanted] for place in range(wanted)):
+            _, encoded = cv2.imencode(".jpg", draw_sample(reader, number)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+            pictures.append(_image(encoded.tobytes(), "jpeg", f"Sample of {name}: {split.index.keys[number]}"))
+    return f'<p>{name}: photo, mask, masked</p><div class="samples">{"".join(pictures)}</div>'
 
 
-def _settings(index: ShardIndex) -> str:
-    if not isinstance(index.settings, Mapping):
-        return f"<p>{escape(str(index.settings))}</p>"
-    return _table([[name, _said(value)] for name, value in index.settings.items()])
+def _settings(splits: Sequence[SplitStatistics]) -> str:
+    settings = splits[0].index.settings
+    rows = [[f"fingerprint of {split.index.split}", split.index.fingerprint] for split in splits]
+    if not isinstance(settings, Mapping):
+        return _table([], [*rows, ["settings", str(settings)]])
+    return _table([], [*rows, *([str(name), _said(value)] for name, value in settings.items())])
 
 
 # ------------------------------------------------------------------------------------------------ parts of it
@@ -306,14 +310,16 @@ def _said(value: Any) -> str:
     return str(value)
 
 
-def _table(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    """Rows of cells, the first of which names the row; with `numbers` the others stand to the right."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """Rows of cells, the first of which names the row, below names of the columns; `numbers` stand to the right."""
     kind = ' class="n"' if numbers else ""
+    names = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name in head)
     lines = (
-        f"<tr><th>{escape(row[0])}</th>{''.join(f'<td{kind}>{escape(cell)}</td>' for cell in row[1:])}</tr>"
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td{kind}>{escape(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    top = f"<tr>{names}</tr>" if head else ""
+    return f'<div class="wide"><table>{top}{"".join(lines)}</table></div>'
 
 
 def _list(texts: Sequence[str]) -> str:
@@ -330,22 +336,5 @@ def _image(data: bytes, kind: str, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
 
 
-def _steps(axes: "Axes", split: SplitStatistics, values: Sequence[int | float], edges: Any) -> None:
-    counts, _ = np.histogram(values, edges)
-    name = split.index.split
-    axes.stairs(counts / max(1, counts.sum()), edges, color=_COLOURS[name], label=name, linewidth=2)
-
-
-def _figure(draw: Callable[["Axes"], None], alt: str) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: a second, which --help must not wait for
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    draw(axes)
-    axes.legend(frameon=False)
-    file = BytesIO()
-    figure.savefig(file, format="png")
-    return _image(file.getvalue(), "png", alt)
+def _figure(png: bytes, alt: str) -> str:
+    return f'<div class="figure">{_image(png, "png", alt)}</div>'

@@ -1,6 +1,6 @@
 """What shards hold, in numbers: of all samples what the index knows, of some what they have to be read for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inpaint_dist.data.packed_masks import decode_packed_mask
-from inpaint_dist.data.photos import decode_photo
+from inpaint_dist.data.photos import PhotoError, decode_photo
 from inpaint_dist.data.shard_reader import ShardReader
-from inpaint_dist.data.shards import PHOTO_EXTENSION, ShardIndex, mask_extension
+from inpaint_dist.data.shards import PHOTO_EXTENSION, Columns, ShardIndex, mask_extension
 from inpaint_dist.errors import UserError
 from inpaint_dist.host import parse_json
+
+_LONGEST_SIDE = 1 << 24  # pixels; what claims more is nonsense, and would be all that a histogram shows
 
 
 class Looked(NamedTuple):
@@ -49,14 +51,25 @@ class SplitStatistics:
 
     @property
     def photo_bytes(self) -> NDArray[np.int64]:
-        """Of each photo's file: (samples)."""
-        return self.index.columns[PHOTO_EXTENSION].size
+        """Of each photo's file: (photos), in the order of the samples."""
+        return _sizes(self.index.columns[PHOTO_EXTENSION])
 
     @property
-    def masks(self) -> int:
-        """Of all samples together."""
-        columns = self.index.columns
-        return sum(int((columns[name].offset > 0).sum()) for name in columns if name.startswith("mask"))
+    def mask_bytes(self) -> NDArray[np.int64]:
+        """Of each mask's file: (masks), first those that are a sample's first."""
+        return np.concatenate([np.zeros(0, np.int64), *map(_sizes, self._mask_columns)])
+
+    @property
+    def masks_of_each(self) -> NDArray[np.int64]:
+        """How many masks each sample has: (samples)."""
+        counts = np.zeros(len(self.index), np.int64)
+        for column in self._mask_columns:
+            counts += column.offset > 0
+        return counts
+
+    @property
+    def _mask_columns(self) -> list[Columns]:
+        return [column for name, column in self.index.columns.items() if name.startswith("mask")]
 
     @property
     def ratios(self) -> NDArray[np.float64]:
@@ -67,6 +80,16 @@ class SplitStatistics:
     def at_edge(self) -> float:
         """Share of the masks looked at whose hole reaches the picture's edge."""
         return float(np.mean([reaches for sample in self.looked for reaches in sample.at_edge] or [0.0]))
+
+    @property
+    def source_sides(self) -> NDArray[np.int64]:
+        """Short sides, in pixels, of the photos that the samples looked at were made of: (those that say it)."""
+        return np.array([min(each.width, each.height) for each in self.looked if each.width], np.int64)
+
+
+def _sizes(column: Columns) -> NDArray[np.int64]:
+    """Bytes of the members of one kind that are there."""
+    return column.size[column.offset > 0]
 
 
 def look_at(index: ShardIndex, most: int, on_samples: Callable[[int], None]) -> SplitStatistics:
@@ -93,14 +116,21 @@ def _look(reader: ShardReader, number: int) -> Looked:
     index = reader.index
     name = f"{index.where(index.shard_of.item(number))}: {index.keys[number]}"
     photo = decode_photo(reader.read(number, PHOTO_EXTENSION), name)
+    _check_sides(f"{name}.{PHOTO_EXTENSION}", photo.shape[0], photo.shape[1], index.size)
     ratios, at_edge = list[float](), list[bool]()
     for k in range(index.mask_count(number)):
         bits, width = decode_packed_mask(reader.read(number, mask_extension(k)), name)
+        _check_sides(f"{name}.{mask_extension(k)}", bits.shape[0], width, index.size)
         hole = np.unpackbits(bits, axis=1, count=width)
         ratios.append(float(hole.mean()))
         at_edge.append(bool(hole[0].any() or hole[-1].any() or hole[:, 0].any() or hole[:, -1].any()))
     width, height = _source_sides(reader, number)
     return Looked(number, float(photo.mean()) / 255.0, width, height, tuple(ratios), tuple(at_edge))
+
+
+def _check_sides(name: str, height: int, width: int, size: int) -> None:
+    if (height, width) != (size, size):
+        raise PhotoError(name, f"is {width}x{height}, not {size}x{size}")
 
 
 def _source_sides(reader: ShardReader, number: int) -> tuple[int, int]:
@@ -110,9 +140,10 @@ def _source_sides(reader: ShardReader, number: int) -> tuple[int, int]:
         return 0, 0
     try:
         about = parse_json(reader.read(number, "json"))
-        return int(about["width"]), int(about["height"])
-    except (ValueError, KeyError, TypeError):
+        width, height = int(about["width"]), int(about["height"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return 0, 0
+    return (width, height) if min(width, height) > 0 and max(width, height) <= _LONGEST_SIDE else (0, 0)
 
 
 class Copies(NamedTuple):
@@ -124,10 +155,13 @@ class Copies(NamedTuple):
     """Some are in train and some in val."""
 
 
-def find_copies(indexes: list[ShardIndex]) -> list[Copies]:
+def find_copies(indexes: list[ShardIndex]) -> tuple[list[Copies], int]:
     """All photos that are in the splits more than once.
 
-    Size and checksum say which may be; their bytes decide, but of those that cannot be read.
+    Size and checksum say which may be; their bytes decide.
+
+    Returns:
+        The copies, and how many photos may be some but cannot be read.
     """
     columns = [index.columns[PHOTO_EXTENSION] for index in indexes]
     prints = np.concatenate([column.size << 32 | column.crc32.astype(np.int64) for column in columns])
@@ -137,12 +171,16 @@ def find_copies(indexes: list[ShardIndex]) -> list[Copies]:
     groups = np.split(order, np.flatnonzero(np.diff(prints[order])) + 1) if len(order) else []
     starts = np.cumsum([0, *map(len, indexes)])
     readers = [ShardReader(index) for index in indexes]
-    found: list[Copies] = []
+    found, unread = list[Copies](), 0
     for group in groups:
         places = [_locate(starts, int(sample)) for sample in group]
         by_bytes: dict[bytes, list[tuple[int, int]]] = {}
         for split, number in places:
-            for data in _readable(readers[split], number):
+            try:
+                data = readers[split].read(number, PHOTO_EXTENSION)
+            except UserError:
+                unread += 1
+            else:
                 by_bytes.setdefault(data, []).append((split, number))
         for same in by_bytes.values():
             if len(same) > 1:
@@ -150,20 +188,13 @@ def find_copies(indexes: list[ShardIndex]) -> list[Copies]:
                 found.append(Copies(names, leak=len({split for split, _ in same}) > 1))
     for reader in readers:
         reader.close()
-    return found
+    return found, unread
 
 
 def _locate(starts: NDArray[np.int64], sample: int) -> tuple[int, int]:
     """Which of several lists, one after the other, an item is in, and its place there."""
     which = int(np.searchsorted(starts, sample, side="right")) - 1
     return which, sample - int(starts[which])
-
-
-def _readable(reader: ShardReader, number: int) -> Iterator[bytes]:
-    try:
-        yield reader.read(number, PHOTO_EXTENSION)
-    except UserError:
-        return
 
 
 class Rejected(NamedTuple):

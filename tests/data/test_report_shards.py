@@ -10,8 +10,10 @@ import pytest
 import simplejpeg
 
 from inpaint_dist.data.opencv import cv2
+from inpaint_dist.data.packed_masks import encode_mask
 from inpaint_dist.data.shard_page import ReportConfig, report_shards
 from inpaint_dist.data.shard_statistics import find_copies, look_at, read_rejected
+from inpaint_dist.data.shard_writer import ShardWriter, write_index
 from inpaint_dist.data.sharding import ShardingConfig, make_shards
 from inpaint_dist.data.shards import ShardIndex
 from inpaint_dist.errors import UsageError, UserError
@@ -49,6 +51,40 @@ def make(root: Path, *, train: int = 6, val: int = 2, rows: int = 8, same: tuple
     return root / "out"
 
 
+def write(
+    folder: Path,
+    *,
+    photos: int = 1,
+    side: int = SIZE,
+    masks: tuple[int, ...] = (8,),
+    mask_side: int = SIZE,
+    about: str | None = None,
+    val_rows: int = 0,
+    settings: dict[str, object] | None = None,
+) -> Path:
+    """Shards by hand, as others may: a mask for each number of rows that are hole; with `val_rows` a val of one."""
+    records = []
+    folder.mkdir()
+    for split, count, holes in (("train", photos, masks), ("val", int(val_rows > 0), (val_rows,))):
+        if not count:
+            continue
+        with ShardWriter(folder / f"{split}-000000.tar") as writer:
+            for number in range(count):
+                photo = np.full((side, side, 3), 40 * number + 20, np.uint8)
+                photo[: 8 * number : 2, :9] = 255  # else their JPEGs are of few kinds
+                members = {"jpg": simplejpeg.encode_jpeg(photo)}
+                for k, rows in enumerate(holes):
+                    mask = np.zeros((mask_side, mask_side), np.uint8)
+                    mask[:rows] = 255
+                    members[f"mask-{k}.png" if k else "mask.png"] = encode_mask(mask)
+                if about is not None:
+                    members["json"] = about.encode()
+                writer.add(f"{split}{number}", members)
+        records.append(writer.record)
+    write_index(folder, size=SIZE, settings=settings or {}, made_with={}, records=records)
+    return folder
+
+
 def page_of(shards: Path, **options: object) -> str:
     out = shards.parent / "page.html"
     report_shards(ReportConfig(shards=shards, out=out, **options))  # type: ignore[arg-type]
@@ -66,7 +102,8 @@ def test_the_numbers_are_those_of_the_set(tmp_path: Path):
     seen: list[int] = []
     found = look_at(index, 100, seen.append)
     assert seen == [1, 2, 3, 4, 5, 6]
-    assert (len(found.looked), found.damaged, found.masks) == (6, (), 6)
+    assert (len(found.looked), found.damaged, found.masks_of_each.tolist()) == (6, (), [1] * 6)
+    assert found.source_sides.tolist() == [48] * 6
     assert found.ratios.tolist() == [8 / SIZE] * 6
     assert found.at_edge == 1.0
     assert {(sample.width, sample.height) for sample in found.looked} == {(64, 48)}
@@ -86,9 +123,64 @@ def test_the_page_tells_them_and_needs_nothing_from_outside(tmp_path: Path):
     assert "masks_per_photo 1" in text
     assert "--near-duplicates" in text
     assert "--invert-masks" not in text
-    assert len(re.findall(r'<img alt="[^"]+" src="data:image/(?:png|jpeg);base64,', page)) == 5
+    assert f"fingerprint of val {ShardIndex.load(tmp_path / 'out', 'val').fingerprint}" in text
+    assert 'alt="Sample of val: val1"' in page
+    pictures = 2 + 8  # the sources are of one size, which needs no histogram
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/(?:png|jpeg);base64,', page)) == pictures
     assert not re.search(r"https?://|<script|<link|url\(", page)
-    assert len(re.findall(r"src=", page)) == 5
+    assert len(re.findall(r"src=", page)) == pictures
+    few = page_of(tmp_path / "out", sample=3, count=2)
+    assert "are those of 3 of 6 train samples and 2 of 2 val samples" in words(few)
+    assert few.count('alt="Sample of') == 4
+
+
+def test_files_and_masks_are_counted_over_all_samples(tmp_path: Path):
+    shards = write(tmp_path / "set", photos=3, masks=(8, 4, 2))
+    sizes = {name: column.size for name, column in ShardIndex.load(shards, "train").columns.items()}
+    photos = sizes.pop("jpg")
+    masks = np.concatenate([*sizes.values()])
+    assert len(set(photos.tolist())) == 3
+    text = words(page_of(shards, sample=1))
+    for what, of in (("photo", photos), ("mask", masks)):
+        assert f"bytes of a {what}, mean {of.mean():,.0f} of the smallest {what} {of.min():,} " in text
+        assert f"of the largest {what} {of.max():,} " in text
+    assert "masks 9 masks of a photo 3 " in text
+    with ShardWriter(tmp_path / "train-000000.tar") as writer:
+        for number, masks in enumerate(({}, {"mask.png": b"?"}, {"mask.png": b"?", "mask-1.png": b"?"})):
+            writer.add(f"a{number}", {"jpg": b"x" * number, **masks})
+    write_index(tmp_path, size=SIZE, settings={}, made_with={}, records=[writer.record])
+    text = words(page_of(tmp_path))
+    assert "masks 3 masks of a photo 0 to 2 " in text
+    assert "bytes of a mask, mean 1 of the smallest mask 1 " in text
+
+
+def test_sources_of_several_sizes_are_drawn_and_unknown_ones_are_not_invented(tmp_path: Path):
+    shards = make(tmp_path)
+    drawn = 'alt="Resolution of the sources of train and val"'
+    assert drawn not in page_of(shards)
+    root = tmp_path / "more"
+    root.mkdir()
+    for number, side in enumerate((40, 80, 160)):
+        (root / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(np.full((side, side, 3), 9 * number, np.uint8)))
+    given = {"photos": (str(root),), "masks": (str(tmp_path / "masks"),), "val_fraction": 0.0, "workers": 1}
+    make_shards(ShardingConfig(out=root / "out", size=64, **given))  # type: ignore[arg-type]
+    page = page_of(root / "out")
+    assert drawn in page
+    assert "40 to 160 pixels, the median 80; 1 of 3 were smaller than 64" in words(page)
+    bytes_drawn = 'alt="Bytes of the photos of train and val"'
+    assert bytes_drawn not in page
+    page = page_of(write(tmp_path / "unsaid", photos=2))
+    assert "do not say how large the photos were" in words(page)
+    assert bytes_drawn in page
+    assert drawn not in page
+
+
+@pytest.mark.parametrize("side", ["Infinity", "1e400", "NaN", "-5", "0", "9" * 30, "null", "[1]", '"x"'])
+def test_a_source_of_an_impossible_size_is_unknown(side: str, tmp_path: Path):
+    about = f'{{"source": "a", "width": {side}, "height": 40, "sha256": ""}}'
+    index = ShardIndex.load(write(tmp_path / "set", about=about), "train")
+    found = look_at(index, 1, lambda _: None)
+    assert (len(found.looked), found.source_sides.tolist()) == (1, [])
 
 
 def test_what_was_left_out_is_listed_and_cannot_become_part_of_the_page(tmp_path: Path):
@@ -127,22 +219,41 @@ def test_what_was_left_out_is_listed_and_cannot_become_part_of_the_page(tmp_path
 def test_copies_within_and_across_the_splits_are_named(tmp_path: Path):
     shards = make(tmp_path, same=("train/train2.jpg", "val/val0.jpg"))
     indexes = [ShardIndex.load(shards, split) for split in ("train", "val")]
-    (copies,) = find_copies(indexes)
-    assert (copies.names, copies.leak) == (("train train2", "val val0"), True)
+    (copies,), unread = find_copies(indexes)
+    assert (copies.names, copies.leak, unread) == (("train train2", "val val0"), True, 0)
     text = words(page_of(shards))
     assert "1 photos are in train and in val, byte for byte" in text
     assert "train train2 = val val0" in text
+    with (shards / "train-000000.tar").open("r+b") as file:
+        file.seek(indexes[0].member(indexes[0].keys.index("train2"), "jpg").offset + 40)
+        file.write(b"\x99\x98")
+    text = words(page_of(shards))
+    assert "1 photos have the size and checksum of another one, but cannot be read" in text
+    assert "No two photos are equal" not in text
 
 
 def test_one_checksum_is_not_enough_to_be_a_copy(tmp_path: Path):
     index = ShardIndex.load(make(tmp_path), "train")
     column = index.columns["jpg"]
     column.size[:], column.crc32[:] = column.size[0], column.crc32[0]
-    assert find_copies([index]) == []  # what does not fit its checksum cannot be read
+    assert find_copies([index]) == ([], 5)  # what does not fit its checksum cannot be read
 
 
 def test_inverted_masks_are_suspected(tmp_path: Path):
-    assert "--invert-masks" in words(page_of(make(tmp_path, rows=24)))
+    assert "of train and of val is hole" in words(page_of(make(tmp_path, rows=24)))
+
+
+def test_inverted_masks_of_val_alone_are_suspected(tmp_path: Path):
+    text = words(page_of(write(tmp_path / "set", photos=5, val_rows=24)))
+    assert "More than half of the pictures of val is hole" in text
+    assert "make the shards again with --invert-masks" in text
+    shards = write(tmp_path / "inverted", masks=(24,), settings={"invert_masks": True})
+    assert "make the shards again without --invert-masks" in words(page_of(shards))
+
+
+def test_what_is_not_of_the_size_of_the_shards_is_damaged(tmp_path: Path):
+    assert "train0.jpg: is 48x48, not 32x32" in words(page_of(write(tmp_path / "photo", side=48)))
+    assert "train0.mask.png: is 16x16, not 32x32" in words(page_of(write(tmp_path / "mask", mask_side=16)))
 
 
 def test_a_damaged_sample_is_named_and_the_rest_is_shown(tmp_path: Path):
